@@ -1,0 +1,1014 @@
+#!/usr/bin/env python3
+"""Log the charge of a BMW i3, and tell its owner when the charging station can be freed.
+
+A reading at every `LOG_INTERVAL`: one line on stdout, everything else on stderr. A
+notification at every 5 % that the charge has risen, and when charging has ended, then on the
+phone too. Settings come from `.env` beside this file (see `.env.example`) and from the
+environment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+
+if __name__ == "__main__":
+    # The imports take long enough for a Ctrl-C to meet them, and urllib3 warns of Apple's TLS.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    warnings.simplefilter("ignore")
+
+import argparse
+import email.utils
+import importlib
+import io
+import json
+import logging
+import math
+import re
+import secrets
+import shlex
+import stat
+import subprocess
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Callable, Literal, NamedTuple, Protocol
+from urllib.parse import parse_qsl, urlsplit
+
+import requests
+import urllib3
+from dotenv.parser import parse_stream
+
+__version__ = "1.0.0"
+
+STEP_PERCENT = 5
+STALE_REPORT = timedelta(minutes=5)
+CONNECT_AND_READ_TIMEOUT_S = (10, 30)
+POLL_LIMIT_S = 55  # for all the requests of one poll together, however slowly they trickle in
+NOTIFICATION_LIMIT_S = 10  # for each program that shows one and each address that is told
+LONGEST_BACKOFF_S = 300
+LONGEST_RETRY_AFTER_S = 3600
+BODY_LIMIT_BYTES = 1 << 20  # the recorded vehicle statuses have some 3,500
+TITLE = "BMW i3"
+
+logger = logging.getLogger("i3charge")
+
+
+class SettingsError(Exception):
+    """The settings cannot be used. Each argument is a line for the owner."""
+
+
+class TryAgain(Exception):
+    """It did not work this time: go on, after at least `retry_after_s` seconds."""
+
+    def __init__(self, why: str, retry_after_s: float = 0) -> None:
+        super().__init__(why)
+        self.retry_after_s = retry_after_s
+
+
+class SignInFailed(Exception):
+    """Only the owner can mend the sign-in, and asking again could lock the account: stop."""
+
+
+# --- The settings ---------------------------------------------------------------------------
+
+
+def load_variables(path: Path, *, required: bool) -> dict[str, str]:
+    """The environment's variables, overruled by those in the settings file.
+
+    Windows and many Linux desktops export a `USERNAME` of their own. An empty value in the
+    file overrules too.
+
+    Raises:
+        SettingsError: the file is missing though `required`, or cannot be read.
+    """
+    try:
+        if os.name == "posix" and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+            mend = shlex.join(["chmod", "600", str(path)])
+            logger.warning("other users of this computer can read the settings; mend it: %s", mend)
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        if required:
+            raise SettingsError(f"--env-file should be a settings file: no {path} here") from None
+        return dict(os.environ)
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path} should be UTF-8 text") from None
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
+    bindings = list(parse_stream(io.StringIO(text)))
+    broken = [binding.original.line for binding in bindings if binding.error]
+    if broken:
+        should = "should be NAME=value (is a quote missing?)"
+        raise SettingsError(*(f"{path}, line {line}: {should}" for line in broken))
+    return {**os.environ, **{b.key: b.value or "" for b in bindings if b.key}}
+
+
+def is_loopback(url: str) -> bool:
+    return bool(re.fullmatch(r"localhost|127(\.\d{1,3}){3}|::1", urlsplit(url).hostname or ""))
+
+
+class Settings:
+    """Takes single settings out of `variables`, and collects what is wrong with them.
+
+    What is wrong comes back as a stand-in, so that `check` can say it all in one go, before
+    anything is sent. No message holds a value: any of them could be a mislaid password.
+    """
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+        self.problems: list[str] = []
+
+    def text(self, name: str, default: str = "") -> str:
+        value = self._variables.get(name) or default
+        if not value:
+            self.problems.append(f"{name} is missing or empty")
+        return value
+
+    def secure_url(self, name: str, default: str) -> str:
+        """An address that secrets are sent to: https, or on this computer."""
+        return self._url(name, self.text(name, default), ["https"])
+
+    def optional_url(self, name: str) -> str:
+        value = self._variables.get(name, "")
+        return value and self._url(name, value, ["http", "https"])
+
+    def _url(self, name: str, value: str, schemes: list[str]) -> str:
+        with suppress(ValueError):
+            parts = urlsplit(value)
+            allowed = parts.scheme in schemes or (parts.scheme == "http" and is_loopback(value))
+            if allowed and parts.hostname and parts.port != 0 and re.fullmatch(r"[!-~]+", value):
+                return value
+        self.problems.append(f"{name} should be an address such as {schemes[-1]}://example.com/")
+        return "https://invalid/"
+
+    def vin(self) -> str:
+        name = "VEHICLE_IDENTIFICATION_NUMBER"
+        value = self.text(name).upper()
+        if value and not re.fullmatch(r"[A-HJ-NPR-Z0-9]{17}", value):
+            self.problems.append(f"{name} should be 17 letters and digits, none of them I, O or Q")
+        return value
+
+    def interval_s(self, default_ms: int) -> float:
+        """`LOG_INTERVAL`, in seconds."""
+        value = self.text("LOG_INTERVAL", str(default_ms))
+        if re.fullmatch(r"0*[1-9][0-9]{0,7}", value):
+            return int(value) / 1000
+        should = "should be a whole number of milliseconds, such as 60000 for a minute"
+        self.problems.append(f"LOG_INTERVAL {should}")
+        return default_ms / 1000
+
+    def check(self) -> None:
+        if any("missing" in problem for problem in self.problems):
+            hint = "copy .env.example to .env and fill it in, or see --demo, which needs no account"
+            self.problems.append(hint)
+        if self.problems:
+            raise SettingsError(*self.problems)
+
+
+# --- A reading ------------------------------------------------------------------------------
+
+Status = Literal["charging", "full", "waiting", "error", "plugged in", "unplugged", "unknown"]
+
+
+class Reading(NamedTuple):
+    """What the car has said, in the owner's words; None where it has not."""
+
+    charge: float  # percent, 0 to 100, as the car's own display shows it
+    status: Status
+    range: float | None = None  # in range_unit
+    range_unit: str | None = None  # "km" or "mi"
+    minutes_to_full: float | None = None  # from `reported` on; only while charging
+    reported: datetime | None = None  # when the car said it
+
+    @property
+    def percent(self) -> str:
+        """Rounded down: 99.6 % is not full."""
+        return f"{int(self.charge)}%"
+
+    def full_about(self, now: datetime) -> str:
+        """In words; "" where that is not known, or has passed."""
+        if self.minutes_to_full is None:
+            return ""
+        # BMW repeats old readings: the minutes began when the car said them.
+        full_at = min(self.reported or now, now) + timedelta(minutes=self.minutes_to_full)
+        passed = full_at < now - timedelta(minutes=1)
+        return "" if passed else f"full about {full_at.astimezone():%H:%M}"
+
+
+# The words of hvStatus, then those of the older fields. INVALID and NOCHARGING are not here:
+# a car says them both when it is unplugged and when it is not.
+STATUS_WORDS: dict[str, Status] = {
+    "CHARGING": "charging",
+    "FINISHED_FULLY_CHARGED": "full",
+    "WAITING_FOR_CHARGING": "waiting",
+    "ERROR": "error",
+    "NOT_CHARGING": "plugged in",
+    "FINISHED_NOT_FULL": "plugged in",
+    "CHARGINGACTIVE": "charging",
+    "INITIALIZATION": "waiting",
+    "CHARGINGPAUSED": "waiting",
+    "CHARGINGERROR": "error",
+    "CHARGINGENDED": "plugged in",
+}
+PLUG_WORDS: dict[str, Status] = {"CONNECTED": "plugged in", "DISCONNECTED": "unplugged"}
+
+
+def status_of(charge: float, words: Iterable[str], plug_word: str) -> Status:
+    """One status out of BMW's `words` on the charge, the best first, and its word on the plug.
+
+    A car can show 100 % and still be charging; one that says neither is not called full.
+    """
+    plug = PLUG_WORDS.get(plug_word)
+    said = next((STATUS_WORDS[word] for word in words if word in STATUS_WORDS), plug)
+    if said == "charging":
+        return "charging"
+    if said and charge >= 100:
+        return "full"
+    return "unplugged" if plug == "unplugged" else said or "unknown"
+
+
+def number(value: object, most: float) -> float | None:
+    """A number from 0 to `most` out of what BMW sent; None if it is no such number."""
+    if isinstance(value, (str, int, float)):
+        value = str(value).strip()
+        if re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,15})?", value) and float(value) <= most:
+            return float(value)
+    return None
+
+
+def minutes(value: object) -> float | None:
+    """As many minutes as a time of day can tell, else None."""
+    return number(value, most=24 * 60)
+
+
+def word(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def printable(value: object, hidden: Iterable[str]) -> str:
+    """What BMW sent, as short and harmless text on one line, without the `hidden` secrets."""
+    text = " ".join(word(value).split())
+    for secret in filter(None, hidden):
+        text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)
+    return "".join(c if c.isprintable() else "?" for c in text)[:200] or "no reason given"
+
+
+# --- HTTP -----------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    what: str  # it answers
+    host: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> dict[str, Any]:
+        """The JSON object in the body.
+
+        Raises:
+            TryAgain: there is something else.
+        """
+        # RecursionError: nested too deeply. ValueError: no JSON, no UTF-8, too long a number.
+        with suppress(ValueError, RecursionError):
+            found = json.loads(self.body)
+            if isinstance(found, dict):
+                return found
+        raise self.failure()
+
+    def failure(self) -> TryAgain:
+        """Why this is not the answer that was hoped for."""
+        if self.status == 200:
+            why = "sent something unexpected"
+        elif 300 <= self.status < 400:
+            why = "sent a redirect, which is not followed,"
+        elif self.status == 429:
+            why = "wants fewer requests"
+        elif self.status >= 500:
+            why = "is out of order"
+        else:
+            why = "declined"
+        return TryAgain(
+            f"{self.host} {why} when asked for {self.what} (HTTP {self.status})",
+            self._retry_after_s(),
+        )
+
+    def _retry_after_s(self) -> float:
+        value = self.headers.get("Retry-After", "")
+        with suppress(ValueError, TypeError, IndexError, OverflowError):
+            if re.fullmatch(r"[0-9]{1,9}", value):
+                seconds = float(value)
+            else:
+                seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+            return max(0, min(seconds, LONGEST_RETRY_AFTER_S))
+        return 0
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        # Even with allow_redirects=False requests parses the Location, fails where that is
+        # malformed, and reads the whole body. Here no answer counts as a redirect.
+        return None
+
+
+class Bearer(requests.auth.AuthBase):
+    """An auth object, for `~/.netrc` would replace an Authorization header."""
+
+    def __init__(self, access_token: str = "") -> None:
+        self._access_token = access_token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._access_token:
+            request.headers["Authorization"] = f"Bearer {self._access_token}"
+        return request
+
+
+def is_token(value: object) -> bool:
+    """Whether it can stand in an Authorization header."""
+    return bool(re.fullmatch(r"[\x21-\x7e]+", word(value)))
+
+
+class Http:
+    """Sends one request at a time, over one kept connection per host."""
+
+    def __init__(self) -> None:
+        self._session = _Session()
+        self._session.headers["User-Agent"] = f"i3charge/{__version__}"
+        # Compressed, a small body could become a huge one in memory.
+        self._session.headers["Accept-Encoding"] = "identity"
+
+    def send(self, what: str, method: str, url: str, **options: Any) -> Answer:
+        """Send a request for `what`, with `options` for `requests.request`.
+
+        Raises:
+            TryAgain: there is no answer, or far too much of it. The words are ours, for those
+                of requests hold the address.
+        """
+        host = urlsplit(url).hostname or ""
+        proxies = {"no_proxy": "*"} if is_loopback(url) else None
+        started_s = time.monotonic()
+        try:
+            with self._session.request(
+                method,
+                url,
+                timeout=CONNECT_AND_READ_TIMEOUT_S,
+                stream=True,
+                proxies=proxies,
+                **options,
+            ) as response:
+                body = response.raw.read(BODY_LIMIT_BYTES + 1)
+        except (requests.Timeout, urllib3.exceptions.TimeoutError):
+            raise TryAgain(f"{host} did not answer in time when asked for {what}") from None
+        except requests.exceptions.SSLError:
+            raise TryAgain(f"{host} could not prove that it is {host} (TLS)") from None
+        except (OSError, ValueError, urllib3.exceptions.HTTPError):
+            raise TryAgain(f"no connection to {host} for {what}, or it broke off") from None
+        if len(body) > BODY_LIMIT_BYTES:
+            raise TryAgain(f"{host} sent far too much when asked for {what}")
+        logger.debug(
+            "asked %s for %s: HTTP %d, %d bytes, %.2f s",
+            *(host, what, response.status_code, len(body), time.monotonic() - started_s),
+        )
+        return Answer(what, host, response.status_code, response.headers, body)
+
+
+@contextmanager
+def time_limit(seconds: float, why: str) -> Iterator[None]:
+    """Raise TryAgain(`why`) in the block when it takes longer than `seconds`.
+
+    The time-outs of a socket begin anew with every byte; this one does not.
+    """
+
+    def expire(*_: object) -> None:
+        raise TryAgain(why)
+
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+# --- The door: where readings come from -----------------------------------------------------
+
+
+class Door(Protocol):
+    interval_s: float
+
+    def read(self) -> Reading:
+        """Ask BMW once.
+
+        Raises:
+            TryAgain: there is no reading now.
+            SignInFailed: there will be none with these settings.
+        """
+
+
+class Portal:
+    """The API of the ConnectedDrive web portal (2017 to 2021), opened with the password."""
+
+    # https://datatracker.ietf.org/doc/html/rfc6749#section-4.2.2.1: no fault of the owner's.
+    PASSING_ERRORS = ("server_error", "temporarily_unavailable")
+
+    def __init__(self, settings: Settings, http: Http) -> None:
+        self._http = http
+        self._form = {
+            "username": settings.text("USERNAME"),
+            "password": settings.text("PASSWORD"),
+            "client_id": settings.text("AUTH_CLIENT_ID"),
+            "redirect_uri": settings.text(
+                "AUTH_REDIRECT_URI",
+                "https://www.bmw-connecteddrive.com/app/default/static/external-dispatch.html",
+            ),
+            "response_type": "token",
+            "scope": "authenticate_user fupo",
+        }
+        vin = settings.vin()
+        base_url = settings.secure_url(
+            "CONNECTED_DRIVE_BASE_URL", "https://www.bmw-connecteddrive.nl/api/"
+        )
+        self._status_url = f"{base_url.rstrip('/')}/vehicle/dynamic/v1/{vin}"
+        self._auth_url = settings.secure_url(
+            "AUTH_BASE_URL", "https://customer.bmwgroup.com/gcdm/oauth/authenticate"
+        )
+        self.interval_s = settings.interval_s(60_000)
+        if self.interval_s < 10 and not is_loopback(base_url):
+            settings.problems.append(
+                "LOG_INTERVAL should be 10000 or more: it is in milliseconds, and BMW blocks"
+                " accounts that ask many times a second"
+            )
+        self._access_token = ""
+        self._polls_refused = 0  # in a row, with 401
+        self._logins_refused = 0  # in a row
+        self._login_has_worked = False
+
+    def read(self) -> Reading:
+        if not self._access_token:
+            self._sign_in()
+        answer = self._ask()
+        # Where a new token did not help, the next two polls do without another login.
+        if answer.status == 401 and self._polls_refused % 3 == 0:
+            self._sign_in()
+            answer = self._ask()
+        if answer.status == 401:
+            self._polls_refused += 1
+            raise TryAgain("BMW does not accept the access token that it gave out itself")
+        if answer.status in (403, 404):
+            raise TryAgain(
+                f"BMW does not show this car (HTTP {answer.status}):"
+                " check VEHICLE_IDENTIFICATION_NUMBER"
+            )
+        reading = self._reading(answer)
+        self._polls_refused = 0
+        return reading
+
+    def _ask(self) -> Answer:
+        return self._http.send(
+            "the car's status", "GET", self._status_url, auth=Bearer(self._access_token)
+        )
+
+    def _sign_in(self) -> None:
+        """OAuth 2.0 implicit grant (RFC 6749, section 4.2): the answer is a redirect."""
+        state = secrets.token_urlsafe(16)
+        answer = self._http.send(
+            "the login",
+            "POST",
+            self._auth_url,
+            data={**self._form, "state": state},
+            auth=Bearer(),  # none, not even that of ~/.netrc
+        )
+        if answer.status in (400, 401, 403):
+            refusal = {}
+            with suppress(TryAgain):
+                refusal = answer.json()
+            raise self._refused(refusal.get("error") or f"HTTP {answer.status}")
+        if answer.status not in (302, 303):
+            raise answer.failure()
+        fields = self._redirect_fields(answer)
+        if fields is None or fields.get("state", state) != state:
+            raise TryAgain("BMW answered the login with a redirect to somewhere else")
+        if fields.get("error") in self.PASSING_ERRORS:
+            raise TryAgain("BMW's login is out of order")
+        if "error" in fields:
+            raise self._refused(fields["error"])
+        if not is_token(fields.get("access_token")):
+            raise TryAgain("BMW answered the login with a redirect that holds no access token")
+        self._access_token = fields["access_token"]
+        self._login_has_worked, self._logins_refused = True, 0
+
+    def _redirect_fields(self, answer: Answer) -> dict[str, str] | None:
+        """The fields in query and fragment; None if it does not lead to our redirect URI."""
+        with suppress(ValueError):
+            target = urlsplit(answer.headers.get("Location", ""))
+            if target[:3] == urlsplit(self._form["redirect_uri"])[:3]:
+                # A plus sign is one: no token holds a blank.
+                return dict(parse_qsl(f"{target.query}&{target.fragment}".replace("+", "%2B")))
+        return None
+
+    def _refused(self, error: object) -> TryAgain | SignInFailed:
+        # BMW's gateway has refused good logins for minutes.
+        self._logins_refused += 1
+        said = printable(error, self._form.values())
+        if self._login_has_worked and self._logins_refused < 3:
+            return TryAgain(f"BMW refuses the login that has worked before ({said})")
+        return SignInFailed(
+            f"BMW refuses the login ({said}): check USERNAME, PASSWORD and AUTH_CLIENT_ID"
+        )
+
+    @staticmethod
+    def _reading(answer: Answer) -> Reading:
+        """`chargingLevelHv` is what the car displays; `soc_hv_percent` is less near the top."""
+        if answer.status != 200:
+            raise answer.failure()
+        car = mapping(answer.json().get("attributesMap"))
+        charge = number(car.get("chargingLevelHv"), most=100)
+        if charge is None:
+            raise TryAgain("BMW's answer holds no charge between 0 and 100")
+        words = ("chargingHVStatus", "charging_status", "chargingSystemStatus")
+        status = status_of(
+            charge, (word(car.get(name)) for name in words), word(car.get("connectorStatus"))
+        )
+        ranges = (
+            (
+                "beRemainingRangeElectric",
+                {"km": "km", "mls": "mi"}.get(word(car.get("unitOfLength"))),
+            ),
+            ("beRemainingRangeElectricKm", "km"),
+            ("beRemainingRangeElectricMile", "mi"),
+        )
+        known = ((number(car.get(name), most=1000), unit) for name, unit in ranges if unit)
+        distance, unit = next((found for found in known if found[0] is not None), (None, None))
+        reported = None
+        with suppress(ValueError):
+            naive = datetime.strptime(word(car.get("updateTime")), "%d.%m.%Y %H:%M:%S UTC")
+            reported = naive.replace(tzinfo=timezone.utc)
+        return Reading(
+            charge=charge,
+            status=status,
+            range=distance,
+            range_unit=unit,
+            minutes_to_full=(
+                minutes(car.get("chargingTimeRemaining")) if status == "charging" else None
+            ),
+            reported=reported,
+        )
+
+
+# --- What is worth telling ------------------------------------------------------------------
+
+Kind = Literal["step", "full", "stopped", "error"]
+
+
+class News(NamedTuple):
+    kind: Kind
+    message: str
+    reading: Reading | None
+    time: datetime
+
+
+class ChargeWatch:
+    """Decides what in a row of readings is news: at most one thing a reading."""
+
+    def __init__(self) -> None:
+        self._lowest: float | None = None  # percent, since the last news
+        self._status: Status = "unknown"  # the last that was known
+
+    def news(self, reading: Reading) -> Kind | None:
+        before, lowest = self._status, self._lowest
+        if reading.status != "unknown":
+            self._status = reading.status
+        kind: Kind | None = None
+        if lowest is None:
+            pass
+        elif self._status == "full" and before != "full":
+            kind = "full"
+        elif before == "charging" and self._status not in ("charging", "full"):
+            kind = "stopped"
+        elif round(reading.charge - lowest, 6) >= STEP_PERCENT:
+            kind = "step"
+        # The first reading is where the count begins, and so is each that was news.
+        self._lowest = min(reading.charge, reading.charge if kind or lowest is None else lowest)
+        return kind
+
+
+def announcement(kind: Kind, reading: Reading, now: datetime) -> str:
+    if kind == "full":
+        return "Fully charged. The charging station can be freed."
+    if kind == "stopped":
+        return f"Charging stopped at {reading.percent} ({reading.status})"
+    return ", ".join(filter(None, [f"{reading.percent} charged", reading.full_about(now)]))
+
+
+# --- How it is told -------------------------------------------------------------------------
+
+
+def local_time() -> datetime:
+    return datetime.fromtimestamp(time.time(), timezone.utc).astimezone()
+
+
+def duration(seconds: float) -> str:
+    """As one says it: "90 s", "25 min", "3 h", "4 days"."""
+    for unit, length_s, below in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48)):
+        if round(seconds / length_s) < below:
+            return f"{round(seconds / length_s)} {unit}"
+    return f"{round(seconds / 86400)} days"
+
+
+def plain_line(reading: Reading, now: datetime, bar: str = "") -> str:
+    parts = [
+        f"{now:%Y-%m-%d %H:%M:%S}",
+        f"{reading.percent:>4}  {bar}" if bar else reading.percent,
+        reading.status,
+        "" if reading.range is None else f"{int(reading.range)} {reading.range_unit}",
+        reading.full_about(now),
+    ]
+    if reading.reported and now - reading.reported > STALE_REPORT:
+        age_s = (now - reading.reported).total_seconds()
+        parts.append(f"(car last reported {duration(age_s)} ago)")
+    return "  ".join(filter(None, parts))
+
+
+def json_line(reading: Reading, now: datetime) -> str:
+    fields = reading._asdict()
+    fields["reported"] = reading.reported and reading.reported.isoformat()
+    return json.dumps({"time": now.isoformat(timespec="seconds"), **fields})
+
+
+COLOURS: dict[Status, int] = {"charging": 32, "full": 36, "waiting": 33, "error": 31}
+
+
+class ChargeLog:
+    """Writes readings to stdout, in the form that suits what stdout is."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        dumb = os.environ.get("TERM") == "dumb"
+        self._terminal = sys.stdout.isatty() and not as_json and not dumb
+        self._colour = self._terminal and not os.environ.get("NO_COLOR")
+        self._blocks = "█░"
+        try:
+            self._blocks.encode(sys.stdout.encoding)
+        except UnicodeError:
+            self._blocks = "#-"
+        self._works = True
+
+    def write(self, reading: Reading, now: datetime) -> None:
+        """Write a line.
+
+        Raises:
+            BrokenPipeError: nobody reads the log any more.
+        """
+        if self._as_json:
+            line = json_line(reading, now)
+        elif self._terminal:
+            title = f"\033]2;i3 {reading.percent} {reading.status}\007"
+            line = title + plain_line(reading, now, self._bar(reading))
+        else:
+            line = plain_line(reading, now)
+        try:
+            print(line, flush=True)
+            self._works = True
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if self._works:
+                logger.error("the log cannot be written (%s); going on without", error.strerror)
+            self._works = False
+
+    def _bar(self, reading: Reading) -> str:
+        full = int(reading.charge / 5)
+        bar = self._blocks[0] * full + self._blocks[1] * (20 - full)
+        return f"\033[{COLOURS.get(reading.status, 2)}m{bar}\033[0m" if self._colour else bar
+
+    def close(self) -> None:
+        """Take the title back, which would go on saying what is no longer known."""
+        if self._terminal:
+            with suppress(OSError):
+                print("\033]2;\007", end="", flush=True)
+
+
+class Desktop:
+    """Shows notifications on this computer, with the first of several programs that can."""
+
+    def __init__(self) -> None:
+        self._ways = [self._pync, self._osascript, self._notify_send]
+        self._said = False
+
+    def show(self, message: str, *, sound: bool) -> None:
+        for way in list(self._ways):
+            try:
+                with way(message, "Glass" if sound else "") as process:
+                    try:
+                        if process.wait(NOTIFICATION_LIMIT_S) == 0:
+                            return
+                    finally:
+                        process.kill()
+            except subprocess.TimeoutExpired:
+                self._ways.remove(way)  # or it would delay the polls again and again
+            except Exception as problem:  # noqa: BLE001 - pync raises no narrower one
+                logger.debug("%s did not work: %s", way.__name__[1:], type(problem).__name__)
+        if not self._said:
+            logger.warning("this machine shows no notifications; README.md says what can be done")
+        self._said = True
+
+    def _pync(self, message: str, sound: str) -> subprocess.Popen[bytes]:
+        # Imported only here: where it cannot work it raises, and it always starts `which`.
+        notifier = importlib.import_module("pync").Notifier
+        options = {"sound": sound} if sound else {}
+        process: subprocess.Popen[bytes] = notifier.notify(
+            message, title=TITLE, group="i3charge", **options
+        )
+        return process
+
+    def _osascript(self, message: str, sound: str) -> subprocess.Popen[bytes]:
+        script = "display notification (item 1 of argv) with title (item 2 of argv)"
+        script += " sound name (item 3 of argv)" if sound else ""
+        lines = ["-e", "on run argv", "-e", script, "-e", "end run"]
+        return self._start("osascript", *lines, message, TITLE, sound)
+
+    def _notify_send(self, message: str, sound: str) -> subprocess.Popen[bytes]:
+        return self._start("notify-send", TITLE, message)
+
+    @staticmethod
+    def _start(*command: str) -> subprocess.Popen[bytes]:
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+
+
+def webhook_form(news: News) -> dict[str, Any]:
+    fields = {
+        "event": news.kind,
+        "title": TITLE,
+        "message": news.message,
+        "charge": news.reading and news.reading.charge,
+        "status": news.reading and news.reading.status,
+        "time": news.time.isoformat(timespec="seconds"),
+    }
+    return {"json": fields}
+
+
+def ntfy_form(news: News) -> dict[str, Any]:
+    """https://docs.ntfy.sh/publish/"""
+    tags = {"full": "battery", "stopped": "warning", "error": "rotating_light"}
+    headers = {"Title": TITLE, "Tags": tags[news.kind], "Priority": "high"}
+    return {"data": news.message.encode(), "headers": headers}
+
+
+class Mailbox:
+    """An address to tell, and what it has not been told yet."""
+
+    def __init__(self, url: str, form: Callable[[News], dict[str, Any]], http: Http) -> None:
+        self._url = url
+        self._host = urlsplit(url).hostname
+        self._form = form
+        self._http = http
+        self._problem = ""  # the last one said: once is enough for an address that is down
+        self.waiting: deque[News] = deque()
+
+    def deliver(self) -> None:
+        """Post what waits, in order; after a failure the rest is kept for the next time."""
+        try:
+            while self.waiting:
+                self._post(self.waiting[0])
+                self.waiting.popleft()
+                self._problem = ""
+        except TryAgain as problem:
+            if str(problem) != self._problem:
+                logger.error("%s; trying again at every poll", problem)
+            self._problem = str(problem)
+
+    def _post(self, news: News) -> None:
+        with time_limit(
+            NOTIFICATION_LIMIT_S, f"{self._host} did not answer a notification in time"
+        ):
+            answer = self._http.send("a notification", "POST", self._url, **self._form(news))
+        if not 200 <= answer.status < 300:
+            raise TryAgain(f"{self._host} did not accept a notification (HTTP {answer.status})")
+
+
+# --- The loop -------------------------------------------------------------------------------
+
+
+def next_tick_s(now_s: float, first_s: float, interval_s: float) -> float:
+    """The first tick after `now_s`: a poll that took long skips those that it missed."""
+    return first_s + (math.floor((now_s - first_s) / interval_s + 1e-9) + 1) * interval_s
+
+
+def backoff_s(failures: int, interval_s: float, retry_after_s: float) -> float:
+    """How long to wait after this many failures in a row."""
+    longest_s = max(LONGEST_BACKOFF_S, interval_s)
+    return max(min(interval_s * 2.0 ** min(failures - 1, 20), longest_s), retry_after_s)
+
+
+def run(
+    door: Door,
+    charge_log: ChargeLog,
+    desktop: Desktop,
+    phone: list[Mailbox],
+    *,
+    once: bool = False,
+    until_full: bool = False,
+) -> int:
+    """Poll until something ends it; returns the exit status."""
+    watch = ChargeWatch()
+    reading: Reading | None = None
+    failures = 0
+    first_s = time.monotonic()
+
+    def tell(kind: Kind, message: str) -> None:
+        desktop.show(message, sound=kind != "step")
+        if kind != "step":
+            for mailbox in phone:
+                mailbox.waiting.append(News(kind, message, reading, local_time()))
+
+    exit_status: int | None = None
+    while True:
+        try:
+            with time_limit(POLL_LIMIT_S, "BMW took too long to answer"):
+                reading = door.read()
+        except TryAgain as problem:
+            failures += 1
+            wait_s = backoff_s(failures, door.interval_s, problem.retry_after_s)
+            next_s = time.monotonic() + wait_s
+            exit_status = 1 if once else None
+            logger.error("%s%s", problem, "" if once else f"; next try in {duration(wait_s)}")
+        except SignInFailed as problem:
+            exit_status = 1
+            logger.error("%s", problem)
+            tell("error", str(problem))
+        else:
+            failures = 0
+            now = local_time()
+            charge_log.write(reading, now)
+            kind = watch.news(reading)
+            if kind:
+                tell(kind, announcement(kind, reading, now))
+            next_s = next_tick_s(time.monotonic(), first_s, door.interval_s)
+            exit_status = 0 if once or (until_full and reading.status == "full") else None
+        for mailbox in phone:
+            mailbox.deliver()
+        if exit_status is not None:
+            return exit_status
+        time.sleep(max(0, next_s - time.monotonic()))
+
+
+# --- The command line -----------------------------------------------------------------------
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Log the charge of a BMW i3, and say when it rises and when it is full.",
+        epilog="examples:\n"
+        "  python i3charge.py --demo                a simulated charge, without an account\n"
+        "  python i3charge.py | tee -a charge.log   log your own car, see .env.example\n"
+        "  python i3charge.py --once --json         one reading, for another program",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--once", action="store_true", help="take one reading, then end")
+    parser.add_argument("--json", action="store_true", help="log one JSON object a line")
+    parser.add_argument("--demo", action="store_true", help="log a simulated i3 until it is full")
+    parser.add_argument("--env-file", type=Path, metavar="PATH", help="settings file, not .env")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what BMW is asked")
+    parser.add_argument("--version", action="version", version=f"i3charge {__version__}")
+    return parser.parse_args()
+
+
+def start(arguments: argparse.Namespace, variables: Mapping[str, str]) -> int:
+    settings = Settings(variables)
+    http = Http()
+    door = Portal(settings, http)
+    addresses = (("WEBHOOK_URL", webhook_form), ("NTFY_URL", ntfy_form))
+    phone = [
+        Mailbox(url, form, http) for name, form in addresses if (url := settings.optional_url(name))
+    ]
+    settings.check()
+    charge_log = ChargeLog(as_json=arguments.json)
+    try:
+        return run(
+            door, charge_log, Desktop(), phone, once=arguments.once, until_full=arguments.demo
+        )
+    finally:
+        charge_log.close()
+
+
+def main() -> int:
+    """Run the command line; returns the exit status."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A closed stream would leave its number to the next connection that is opened.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to stop
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger.addHandler(handler)
+    try:
+        arguments = parse_arguments()
+        logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
+        path = arguments.env_file or Path(__file__).resolve().with_name(".env")
+        variables = load_variables(path, required=bool(arguments.env_file))
+        if not arguments.demo:
+            return start(arguments, variables)
+        with simulated_bmw() as simulated:
+            told = {name: variables.get(name, "") for name in ("WEBHOOK_URL", "NTFY_URL")}
+            return start(arguments, {**simulated, **told})
+    except SettingsError as error:
+        for line in error.args:
+            logger.error("%s", line)
+        return 2
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as fault:  # noqa: BLE001 - its text and traceback could hold a secret
+        frame, line_number = list(traceback.walk_tb(fault.__traceback__))[-1]
+        place = f"{Path(frame.f_code.co_filename).name}, line {line_number}"
+        logger.critical("a fault in i3charge itself: %s in %s", type(fault).__name__, place)
+        return 1
+    finally:
+        # What could not be written would be tried once more, and fail, at the exit.
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+# --- The demo -------------------------------------------------------------------------------
+
+
+@contextmanager
+def simulated_bmw() -> Iterator[dict[str, str]]:
+    """A BMW on this computer whose i3 charges from 61 % to full; yields the settings for it."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    token = secrets.token_urlsafe()
+    charges = iter([61 + 1.5 * n for n in range(26)])
+    interval_ms = 570
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            """The login."""
+            form = dict(parse_qsl(self.rfile.read(int(self.headers["Content-Length"])).decode()))
+            fields = f"state={form['state']}&access_token={token}&token_type=Bearer"
+            self.answer(302, "", ("Location", f"{form['redirect_uri']}#{fields}"))
+
+        def do_GET(self) -> None:
+            """The car's status."""
+            if self.headers["Authorization"] != f"Bearer {token}":
+                self.answer(401, "{}")
+                return
+            charge = next(charges, 100.0)
+            car = {
+                "chargingLevelHv": str(charge),
+                "chargingHVStatus": "CHARGING" if charge < 100 else "FINISHED_FULLY_CHARGED",
+                "connectorStatus": "CONNECTED",
+                "chargingTimeRemaining": f"{(100 - charge) / 1.5 * interval_ms / 60_000:.3f}",
+                "beRemainingRangeElectricKm": str(charge * 1.6),
+                "updateTime": f"{datetime.now(timezone.utc):%d.%m.%Y %H:%M:%S} UTC",
+            }
+            self.answer(200, json.dumps({"attributesMap": car}))
+
+        def answer(self, status: int, body: str, *headers: tuple[str, str]) -> None:
+            self.send_response(status)
+            for name, value in (*headers, ("Content-Length", str(len(body)))):
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            """Nothing: the demo's log is the owner's."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        yield {
+            "USERNAME": "demo",
+            "PASSWORD": "demo",
+            "AUTH_CLIENT_ID": "demo",
+            "AUTH_BASE_URL": address,
+            "CONNECTED_DRIVE_BASE_URL": address,
+            "VEHICLE_IDENTIFICATION_NUMBER": "WBY00000000000000",
+            "LOG_INTERVAL": str(interval_ms),
+        }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

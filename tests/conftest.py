@@ -1,0 +1,215 @@
+"""What the tests share: servers that are closed, and scripts that are watched and ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable, TypeVar
+
+import fake_bmw
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "i3charge.py"
+
+# Runs the script with other constants (a time-out of seconds, not of minutes) and, for pync,
+# on what looks like a Mac.
+LAUNCHER = """
+import json, sys
+constants, mac = json.loads(sys.argv.pop(1))
+if mac:
+    import platform
+    platform.system = lambda: "Darwin"
+    platform.mac_ver = lambda: ("14.5", ("", "", ""), "arm64")
+sys.path.insert(0, sys.argv.pop(1))
+import i3charge
+for name, value in constants.items():
+    assert hasattr(i3charge, name), name
+    setattr(i3charge, name, value)
+sys.argv[0] = "i3charge.py"
+sys.exit(i3charge.main())
+"""
+
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  \d+%  \w+")
+
+
+class Script:
+    """The running script, its two outputs read line by line as they come."""
+
+    def __init__(self, command: list[str], env: dict[str, str], **options: Any) -> None:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        self.process = subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, encoding="utf-8", **options
+        )
+        self.stdout: list[str] = []
+        self.stderr: list[str] = []
+        self.changed = threading.Condition()
+        streams = ((self.process.stdout, self.stdout), (self.process.stderr, self.stderr))
+        self.readers = [
+            threading.Thread(target=self._read, args=pair, daemon=True)
+            for pair in streams
+            if pair[0]
+        ]
+        for reader in self.readers:
+            reader.start()
+
+    def _read(self, stream: Any, lines: list[str]) -> None:
+        with stream:
+            for line in stream:
+                with self.changed:
+                    lines.append(line.rstrip("\n"))
+                    self.changed.notify_all()
+
+    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+        with self.changed:
+            assert self.changed.wait_for(condition, seconds), (
+                f"waited in vain for {what}\nstdout: {self.stdout}\nstderr: {self.stderr}"
+            )
+
+    def wait_for_readings(self, count: int) -> None:
+        self.wait_for(lambda: len(self.stdout) >= count, f"{count} readings")
+
+    def wait_for_stderr(self, text: str, count: int = 1) -> None:
+        self.wait_for(lambda: self.stderr_with(text) >= count, f"{text!r} on stderr")
+
+    def stderr_with(self, text: str) -> int:
+        return sum(text in line for line in self.stderr)
+
+    def end(self, seconds: float = 30) -> int:
+        """Wait until it has ended by itself; returns the exit status."""
+        status = self.process.wait(seconds)
+        for reader in self.readers:
+            reader.join(seconds)
+        return status
+
+    def interrupt(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.end()
+
+    @property
+    def output(self) -> str:
+        return "\n".join([*self.stdout, *self.stderr])
+
+
+Start = Callable[..., Script]
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    """A clean environment for the script, with nothing of the desk's that runs the tests."""
+    home = tmp_path / "home"
+    home.mkdir()
+    path = os.pathsep.join(["/usr/bin", "/bin"])
+    return {"PATH": path, "HOME": str(home), "TZ": "Europe/Amsterdam", "LANG": "C.UTF-8"}
+
+
+def write_settings(path: Path, variables: dict[str, str]) -> Path:
+    """A settings file that only its owner can read."""
+    quoted = {name: value.replace("\\", "\\\\").replace("'", "\\'") for name, value in variables.items()}
+    path.write_text("".join(f"{n}='{v}'\n" for n, v in quoted.items()), encoding="utf-8")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def start(tmp_path: Path, env: dict[str, str]) -> Iterator[Start]:
+    """Starts the script, and checks at the end that no secret and no traceback came out."""
+    scripts: list[Script] = []
+    hidden = {fake_bmw.USERNAME, fake_bmw.PASSWORD, fake_bmw.VIN, "secret", "Traceback"}
+
+    def start(
+        *arguments: str,
+        settings: dict[str, str] | None = None,
+        constants: dict[str, Any] | None = None,
+        mac: bool = False,
+        extra_env: dict[str, str] | None = None,
+        **options: Any,
+    ) -> Script:
+        command = [sys.executable, str(SCRIPT)]
+        if constants or mac:
+            patches = json.dumps([constants or {}, mac])
+            command = [sys.executable, "-c", LAUNCHER, patches, str(ROOT)]
+        if settings is not None:
+            file = write_settings(tmp_path / "settings.env", settings)
+            command += ["--env-file", str(file)]
+        script = Script([*command, *arguments], {**env, **(extra_env or {})}, **options)
+        scripts.append(script)
+        return script
+
+    yield start
+    for script in scripts:
+        script.process.kill()
+        script.end()
+    for script in scripts:
+        for text in hidden:
+            assert text not in script.output
+
+
+ServerType = TypeVar("ServerType", bound=fake_bmw.Server)
+
+
+def closing(server: ServerType) -> Iterator[ServerType]:
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def portal() -> Iterator[fake_bmw.Portal]:
+    yield from closing(fake_bmw.Portal())
+
+
+@pytest.fixture
+def webhook() -> Iterator[fake_bmw.Recorder]:
+    yield from closing(fake_bmw.Recorder())
+
+
+@pytest.fixture
+def ntfy() -> Iterator[fake_bmw.Recorder]:
+    yield from closing(fake_bmw.Recorder())
+
+
+class Notifier:
+    """A recording program on the PATH: each call's arguments are a line of JSON in a file."""
+
+    def __init__(self, folder: Path, name: str, env: dict[str, str]) -> None:
+        self.name = name
+        self.folder = folder / f"bin-{name}"
+        self.folder.mkdir()
+        self.file = folder / f"{name}.calls"
+        env["PATH"] = os.pathsep.join([str(self.folder), env["PATH"]])
+        self.does("")
+
+    def does(self, what: str) -> None:
+        """Let it record its call and then do `what`, in Python."""
+        program = self.folder / self.name
+        program.write_text(
+            f"#!{sys.executable}\nimport json, os, sys, time\n"
+            f"with open({str(self.file)!r}, 'a') as file:\n"
+            f"    file.write(json.dumps(sys.argv[1:]) + '\\n')\n{what}\n"
+        )
+        program.chmod(0o700)
+
+    def calls(self) -> list[list[str]]:
+        return [json.loads(x) for x in self.file.read_text().splitlines()] if self.file.exists() else []
+
+    def messages(self) -> list[str]:
+        return [call[call.index("-message") + 1] for call in self.calls()]
+
+    def wait_for_calls(self, count: int, seconds: float = 30) -> None:
+        limit = time.monotonic() + seconds
+        while len(self.calls()) < count:
+            assert time.monotonic() < limit, f"waited in vain for {count} calls: {self.calls()}"
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def terminal_notifier(tmp_path: Path, env: dict[str, str]) -> Notifier:
+    return Notifier(tmp_path, "terminal-notifier", env)
