@@ -19,7 +19,9 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
 
 import argparse
+import base64
 import email.utils
+import hashlib
 import importlib
 import io
 import json
@@ -31,6 +33,7 @@ import shlex
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections import deque
@@ -48,6 +51,7 @@ from dotenv.parser import parse_stream
 __version__ = "1.0.0"
 
 STEP_PERCENT = 5
+A_DAY_MINUTES = 24 * 60
 STALE_REPORT = timedelta(minutes=5)
 CONNECT_AND_READ_TIMEOUT_S = (10, 30)
 POLL_LIMIT_S = 55  # for all the requests of one poll together, however slowly they trickle in
@@ -72,6 +76,15 @@ class TryAgain(Exception):
         self.retry_after_s = retry_after_s
 
 
+class NotYet(Exception):
+    """Nothing has failed, and no reading is due for `wait_s` seconds; `news` is for the owner."""
+
+    def __init__(self, wait_s: float, news: str = "") -> None:
+        super().__init__(news)
+        self.wait_s = wait_s
+        self.news = news
+
+
 class SignInFailed(Exception):
     """Only the owner can mend the sign-in, and asking again could lock the account: stop."""
 
@@ -89,10 +102,10 @@ def load_variables(path: Path, *, required: bool) -> dict[str, str]:
         SettingsError: the file is missing though `required`, or cannot be read.
     """
     try:
+        text = path.read_text(encoding="utf-8-sig")
         if os.name == "posix" and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
             mend = shlex.join(["chmod", "600", str(path)])
             logger.warning("other users of this computer can read the settings; mend it: %s", mend)
-        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         if required:
             raise SettingsError(f"--env-file should be a settings file: no {path} here") from None
@@ -120,8 +133,12 @@ class Settings:
     anything is sent. No message holds a value: any of them could be a mislaid password.
     """
 
-    def __init__(self, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self, variables: Mapping[str, str], folder: Path = Path(), *, attended: bool = True
+    ) -> None:
         self._variables = variables
+        self.folder = folder  # of the settings file
+        self.attended = attended  # by an owner who can be asked to sign in
         self.problems: list[str] = []
 
     def text(self, name: str, default: str = "") -> str:
@@ -142,7 +159,12 @@ class Settings:
         with suppress(ValueError):
             parts = urlsplit(value)
             allowed = parts.scheme in schemes or (parts.scheme == "http" and is_loopback(value))
-            if allowed and parts.hostname and parts.port != 0 and re.fullmatch(r"[!-~]+", value):
+            if (
+                allowed
+                and parts.hostname
+                and parts.port != 0
+                and re.fullmatch(r"[!-\[\]-~]+", value)
+            ):
                 return value
         self.problems.append(f"{name} should be an address such as {schemes[-1]}://example.com/")
         return "https://invalid/"
@@ -191,18 +213,24 @@ class Reading(NamedTuple):
         """Rounded down: 99.6 % is not full."""
         return f"{int(self.charge)}%"
 
-    def full_about(self, now: datetime) -> str:
-        """In words; "" where that is not known, or has passed."""
+    def seconds_to_full(self, now: datetime) -> float | None:
+        """Below zero when it should have been full before `now`."""
         if self.minutes_to_full is None:
-            return ""
+            return None
         # BMW repeats old readings: the minutes began when the car said them.
         full_at = min(self.reported or now, now) + timedelta(minutes=self.minutes_to_full)
-        passed = full_at < now - timedelta(minutes=1)
-        return "" if passed else f"full about {full_at.astimezone():%H:%M}"
+        return (full_at - now).total_seconds()
+
+    def full_about(self, now: datetime) -> str:
+        """In words; "" where that is not known, or has passed."""
+        seconds = self.seconds_to_full(now)
+        if seconds is None or seconds < -60:
+            return ""
+        return f"full about {(now + timedelta(seconds=seconds)).astimezone():%H:%M}"
 
 
-# The words of hvStatus, then those of the older fields. INVALID and NOCHARGING are not here:
-# a car says them both when it is unplugged and when it is not.
+# The words of hvStatus, then those of the older fields. NOCHARGING leaves open whether the car is
+# plugged in, and INVALID, which is not here, says nothing.
 STATUS_WORDS: dict[str, Status] = {
     "CHARGING": "charging",
     "FINISHED_FULLY_CHARGED": "full",
@@ -215,6 +243,7 @@ STATUS_WORDS: dict[str, Status] = {
     "CHARGINGPAUSED": "waiting",
     "CHARGINGERROR": "error",
     "CHARGINGENDED": "plugged in",
+    "NOCHARGING": "unknown",
 }
 PLUG_WORDS: dict[str, Status] = {"CONNECTED": "plugged in", "DISCONNECTED": "unplugged"}
 
@@ -225,26 +254,31 @@ def status_of(charge: float, words: Iterable[str], plug_word: str) -> Status:
     A car can show 100 % and still be charging; one that says neither is not called full.
     """
     plug = PLUG_WORDS.get(plug_word)
-    said = next((STATUS_WORDS[word] for word in words if word in STATUS_WORDS), plug)
+    said = next((STATUS_WORDS[word] for word in words if word in STATUS_WORDS), None)
     if said == "charging":
         return "charging"
-    if said and charge >= 100:
+    if charge >= 100 and (said or plug):
         return "full"
-    return "unplugged" if plug == "unplugged" else said or "unknown"
+    if plug and (plug == "unplugged" or said in (None, "unknown")):
+        return plug
+    return said or "unknown"
 
 
 def number(value: object, most: float) -> float | None:
     """A number from 0 to `most` out of what BMW sent; None if it is no such number."""
     if isinstance(value, (str, int, float)):
         value = str(value).strip()
-        if re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,15})?", value) and float(value) <= most:
+        if re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,20})?", value) and float(value) <= most:
             return float(value)
     return None
 
 
-def minutes(value: object) -> float | None:
-    """As many minutes as a time of day can tell, else None."""
-    return number(value, most=24 * 60)
+def utc(value: object) -> datetime | None:
+    """An ISO 8601 time; one without an offset is in UTC already."""
+    with suppress(ValueError):
+        time = datetime.fromisoformat(word(value).replace("Z", "+00:00"))
+        return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
+    return None
 
 
 def word(value: object) -> str:
@@ -257,9 +291,10 @@ def mapping(value: object) -> dict[str, Any]:
 
 def printable(value: object, hidden: Iterable[str]) -> str:
     """What BMW sent, as short and harmless text on one line, without the `hidden` secrets."""
-    text = " ".join(word(value).split())
-    for secret in filter(None, hidden):
+    text = word(value)
+    for secret in sorted(filter(None, hidden), key=len, reverse=True):
         text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)
+    text = " ".join(text.split())
     return "".join(c if c.isprintable() else "?" for c in text)[:200] or "no reason given"
 
 
@@ -306,7 +341,7 @@ class Answer(NamedTuple):
     def _retry_after_s(self) -> float:
         value = self.headers.get("Retry-After", "")
         with suppress(ValueError, TypeError, IndexError, OverflowError):
-            if re.fullmatch(r"[0-9]{1,9}", value):
+            if re.fullmatch(r"[0-9]+", value):
                 seconds = float(value)
             else:
                 seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
@@ -406,12 +441,14 @@ def time_limit(seconds: float, why: str) -> Iterator[None]:
 
 class Door(Protocol):
     interval_s: float
+    gap_s: float  # between two polls, at least, when one is brought forward
 
     def read(self) -> Reading:
         """Ask BMW once.
 
         Raises:
             TryAgain: there is no reading now.
+            NotYet: it is not the time for one.
             SignInFailed: there will be none with these settings.
         """
 
@@ -449,6 +486,7 @@ class Portal:
                 "LOG_INTERVAL should be 10000 or more: it is in milliseconds, and BMW blocks"
                 " accounts that ask many times a second"
             )
+        self.gap_s = self.interval_s
         self._access_token = ""
         self._polls_refused = 0  # in a row, with 401
         self._logins_refused = 0  # in a row
@@ -560,8 +598,358 @@ class Portal:
             range=distance,
             range_unit=unit,
             minutes_to_full=(
-                minutes(car.get("chargingTimeRemaining")) if status == "charging" else None
+                number(car.get("chargingTimeRemaining"), most=A_DAY_MINUTES)
+                if status == "charging"
+                else None
             ),
+            reported=reported,
+        )
+
+
+class CarDataFile:
+    """What CarData's door remembers: tokens and requests. Replaced as a whole, mode 0600."""
+
+    FIELDS = ("client_id", "access_token", "expires_s", "refresh_token", "container", "requests_s")
+
+    def __init__(self, path: Path, client_id: str) -> None:
+        self._path = path
+        self.client_id = client_id
+        self.access_token = ""
+        self.expires_s = 0.0  # time.time(), of the access token
+        self.refresh_token = ""
+        self.container = ""  # its id
+        self.requests_s: list[float] = []  # time.time() of each in the last 24 hours
+        try:
+            kept = json.loads(path.read_bytes())
+            values = {name: kept[name] for name in self.FIELDS}
+            sound = all(type(value) is type(getattr(self, name)) for name, value in values.items())
+            if not sound or any(type(second) is not float for second in values["requests_s"]):
+                raise ValueError
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            aside = path.with_name(path.name + ".damaged")
+            with suppress(OSError):
+                path.replace(aside)
+            logger.error("%s cannot be used and is put aside as %s", path.name, aside.name)
+            return
+        if values["client_id"] == client_id:
+            self.__dict__.update(values)
+
+    def save(self) -> None:
+        values = {name: getattr(self, name) for name in self.FIELDS}
+        try:
+            handle, name = tempfile.mkstemp(prefix=self._path.name, dir=self._path.parent)
+            try:
+                with open(handle, "w") as file:
+                    json.dump(values, file)
+                    file.flush()
+                    os.fsync(handle)
+                os.replace(name, self._path)
+            except BaseException:
+                os.unlink(name)
+                raise
+        except OSError as error:
+            logger.error("%s cannot be written (%s)", self._path, error.strerror)
+
+
+class UnknownContainer(TryAgain):
+    """CarData no longer knows our container."""
+
+
+class CarData:
+    """BMW CarData, the official API for one's own car: 50 requests in any 24 hours."""
+
+    REQUESTS_FOR_READINGS = 48
+    REQUESTS = 50  # two are left to find or make the container
+    DAY_S = 24 * 60 * 60
+    RENEW_BEFORE_S = 60
+
+    HEADER = "vehicle.drivetrain.batteryManagement.header"
+    DISPLAYED = "vehicle.powertrain.electric.battery.stateOfCharge.displayed"
+    PREDICTED = "vehicle.drivetrain.electricEngine.charging.level"
+    STATUS = (
+        "vehicle.drivetrain.electricEngine.charging.hvStatus",
+        "vehicle.drivetrain.electricEngine.charging.status",
+    )
+    MINUTES = (
+        "vehicle.drivetrain.electricEngine.charging.timeToFullyCharged",
+        "vehicle.drivetrain.electricEngine.charging.timeRemaining",
+    )
+    RANGE_KM = (
+        "vehicle.drivetrain.electricEngine.kombiRemainingElectricRange",
+        "vehicle.drivetrain.lastRemainingRange",
+    )
+    PLUG = ("vehicle.body.chargingPort.status", "vehicle.body.chargingPort.combinedStatus")
+    CONTAINER = {  # noqa: RUF012
+        "name": "i3charge",
+        "purpose": "descriptors 1",  # to be raised with every change of the descriptors
+        "technicalDescriptors": [HEADER, DISPLAYED, PREDICTED, *STATUS, *MINUTES, *RANGE_KM, *PLUG],
+    }
+
+    def __init__(self, settings: Settings, http: Http) -> None:
+        self._http = http
+        client_id = settings.text("CARDATA_CLIENT_ID")
+        self._vin = settings.vin()
+        self._auth_url = settings.secure_url(
+            "CARDATA_AUTH_BASE_URL", "https://customer.bmwgroup.com/gcdm/oauth/"
+        )
+        self._api_url = settings.secure_url("CARDATA_BASE_URL", "https://api-cardata.bmwgroup.com/")
+        self.interval_s = settings.interval_s(1_800_000)
+        self.gap_s = 0.0 if is_loopback(self._api_url) else 600.0
+        if self.interval_s < self.gap_s:
+            logger.warning(
+                "LOG_INTERVAL is raised to 600000 (10 minutes):"
+                " CarData allows 50 requests in 24 hours"
+            )
+            self.interval_s = self.gap_s
+        self._attended = settings.attended
+        self._kept = CarDataFile(settings.folder / ".cardata.json", client_id)
+        self._device: dict[str, Any] = {}  # the sign-in that waits for the owner
+        self._quota_said = False
+
+    def read(self) -> Reading:
+        if time.time() > self._kept.expires_s - self.RENEW_BEFORE_S:
+            self._renew_token()
+        if not self._kept.container:
+            self._find_container()
+        try:
+            answer = self._telematic_data()
+        except UnknownContainer:
+            self._find_container()
+            answer = self._telematic_data()
+        return self._reading(answer)
+
+    def _telematic_data(self) -> Answer:
+        return self._send(
+            "the car's status",
+            "GET",
+            f"customers/vehicles/{self._vin}/telematicData",
+            params={"containerId": self._kept.container},
+            most=self.REQUESTS_FOR_READINGS,
+        )
+
+    def _find_container(self) -> None:
+        found = self._send("its containers", "GET", "customers/containers").json()
+        listed = found.get("containers")
+        wanted = {**self.CONTAINER, "state": "ACTIVE"}
+        del wanted["technicalDescriptors"]  # these are not listed
+        for container in map(mapping, listed if isinstance(listed, list) else []):
+            if wanted.items() <= {name: container.get(name) for name in wanted}.items():
+                break
+        else:
+            answer = self._send("a container", "POST", "customers/containers", json=self.CONTAINER)
+            container = answer.json()
+        if not is_token(container.get("containerId")):
+            raise TryAgain("CarData named no container")
+        self._kept.container = container["containerId"]
+        self._kept.save()
+
+    def _send(
+        self, what: str, method: str, path: str, *, most: int = REQUESTS, **options: Any
+    ) -> Answer:
+        """Send a request to the API, with a new access token if BMW wants one."""
+        url = f"{self._api_url.rstrip('/')}/{path}"
+        headers = {"x-version": "v1", "Accept": "application/json"}
+        for last in (False, True):
+            self._spend_request(most)
+            auth = Bearer(self._kept.access_token)
+            answer = self._http.send(what, method, url, headers=headers, auth=auth, **options)
+            if answer.status != 401 or last:
+                break
+            self._renew_token()
+        if not 200 <= answer.status < 300:
+            raise self._failure(answer)
+        return answer
+
+    def _spend_request(self, most: int) -> None:
+        now_s = time.time()
+        # Those of the future are from before the clock was set back.
+        spent = sorted(s for s in self._kept.requests_s if abs(now_s - s) < self.DAY_S)
+        if len(spent) >= most:
+            wait_s = min(spent[-most] + self.DAY_S - now_s, self.DAY_S)
+            if not self._quota_said:
+                due = datetime.fromtimestamp(now_s + wait_s)
+                logger.warning(
+                    "CarData's requests for 24 hours are spent; the next reading is due at %s",
+                    f"{due:%Y-%m-%d %H:%M}",
+                )
+            self._quota_said = True
+            # Looked at again every few minutes, for the clock of a sleeping computer stands.
+            raise NotYet(min(wait_s, 600))
+        self._quota_said = False
+        self._kept.requests_s = [*spent, now_s]
+        self._kept.save()
+
+    def _failure(self, answer: Answer) -> TryAgain:
+        said: dict[str, Any] = {}
+        with suppress(TryAgain):
+            said = answer.json()
+        code = word(said.get("exveErrorId"))
+        if answer.status == 429 or code == "CU-429":
+            return TryAgain("BMW says that CarData's 50 requests for 24 hours are used up", 3600)
+        failure = answer.failure()
+        why = str(failure)
+        if code:
+            hidden = (self._vin, *(word(value) for value in vars(self._kept).values()))
+            text = printable(said.get("exveErrorMsg"), hidden)
+            why = f"CarData says: {text} ({printable(code, hidden)})"
+        if code in ("CU-104", "CU-120"):
+            why += "; check VEHICLE_IDENTIFICATION_NUMBER"
+        kind = (
+            UnknownContainer if code in ("CU-105", "CU-122") or answer.status == 404 else TryAgain
+        )
+        return kind(why, failure.retry_after_s)
+
+    def _oauth(self, what: str, path: str, **form: str) -> Answer:
+        return self._http.send(
+            what,
+            "POST",
+            f"{self._auth_url.rstrip('/')}/{path}",
+            data={"client_id": self._kept.client_id, **form},
+            auth=Bearer(),
+        )
+
+    def _renew_token(self) -> None:
+        """Get an access token: with the refresh token, else from the owner, who is waited for."""
+        news = ""
+        if self._kept.refresh_token:
+            refresh = {"grant_type": "refresh_token", "refresh_token": self._kept.refresh_token}
+            answer = self._oauth("a new access token", "token", **refresh)
+            if answer.status not in (400, 401):
+                self._keep_tokens(answer)
+                return
+            self._kept.access_token = self._kept.refresh_token = ""
+            self._kept.expires_s = 0.0
+            self._kept.save()
+            news = "BMW wants a new sign-in: the terminal shows how"
+        if not self._attended:
+            raise SignInFailed("CarData needs a sign-in: run python i3charge.py once by hand")
+        if not self._device:
+            self._ask_owner()
+            raise NotYet(self._device["interval_s"], news)
+        self._ask_whether_confirmed()
+
+    def _ask_owner(self) -> None:
+        """OAuth 2.0 device authorization (RFC 8628) with PKCE (RFC 7636)."""
+        verifier = secrets.token_urlsafe(64)
+        digest = hashlib.sha256(verifier.encode()).digest()
+        answer = self._oauth(
+            "a sign-in",
+            "device/code",
+            response_type="device_code",
+            scope="authenticate_user openid cardata:api:read",
+            code_challenge=base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
+            code_challenge_method="S256",
+        )
+        if answer.status == 403:
+            logger.error(
+                "BMW does not let this client id in yet: subscribe it to the CarData API"
+                " in the My BMW portal; trying again in a minute"
+            )
+            raise NotYet(60)
+        if answer.status in (400, 401):
+            raise self._refused(answer)
+        if answer.status != 200:
+            raise answer.failure()
+        said = answer.json()
+        address = said.get("verification_uri_complete") or said.get("verification_uri")
+        if not (is_token(said.get("device_code")) and is_token(said.get("user_code")) and address):
+            raise TryAgain("BMW's answer holds no code to sign in with")
+        self._device = {
+            "device_code": said["device_code"],
+            "code_verifier": verifier,
+            "interval_s": number(said.get("interval"), most=300) or 5,  # RFC 8628, section 3.2
+        }
+        logger.warning(
+            "to sign in at BMW, open %s and confirm the code %s",
+            printable(address, ()),
+            printable(said["user_code"], ()),
+        )
+
+    def _ask_whether_confirmed(self) -> None:
+        """RFC 8628, section 3.5."""
+        error = ""
+        try:
+            answer = self._oauth(
+                "the tokens",
+                "token",
+                grant_type="urn:ietf:params:oauth:grant-type:device_code",
+                device_code=self._device["device_code"],
+                code_verifier=self._device["code_verifier"],
+            )
+            if answer.status == 200:
+                self._keep_tokens(answer)
+                self._device = {}
+                logger.info("signed in at BMW")
+                return
+            error = word(answer.json().get("error"))
+        except TryAgain as problem:  # the code is still good, so this is no reason to wait long
+            logger.error("%s; trying again", problem)
+            error = "slow_down"
+        if error == "expired_token":
+            self._ask_owner()
+        elif error == "slow_down":
+            self._device["interval_s"] += 5
+        elif error != "authorization_pending":
+            raise self._refused(answer)
+        raise NotYet(self._device["interval_s"])
+
+    def _refused(self, answer: Answer) -> SignInFailed:
+        error = printable(answer.json().get("error"), [self._kept.client_id])
+        if error == "access_denied":
+            return SignInFailed("the sign-in at BMW was declined: start again to get a new code")
+        return SignInFailed(
+            f"BMW refuses the sign-in ({error}): check CARDATA_CLIENT_ID, and in the My BMW"
+            " portal that it is subscribed to the CarData API"
+        )
+
+    def _keep_tokens(self, answer: Answer) -> None:
+        """The old refresh token is dead: the new one is on disk before it is used."""
+        if answer.status != 200:
+            raise answer.failure()
+        said = answer.json()
+        if not (is_token(said.get("access_token")) and is_token(said.get("refresh_token"))):
+            raise TryAgain("BMW's answer holds no tokens")
+        self._kept.access_token = said["access_token"]
+        self._kept.refresh_token = said["refresh_token"]
+        self._kept.expires_s = time.time() + (number(said.get("expires_in"), most=1e6) or 3599)
+        self._kept.save()
+
+    @classmethod
+    def _reading(cls, answer: Answer) -> Reading:
+        """The car sends its charge when charging starts and ends; between, BMW predicts it."""
+        data = mapping(answer.json().get("telematicData"))
+        values = {name: mapping(entry).get("value") for name, entry in data.items()}
+        times = {name: utc(mapping(entry).get("timestamp")) for name, entry in data.items()}
+
+        def first_number(names: Iterable[str], most: float) -> tuple[str, float | None]:
+            found = ((name, number(values.get(name), most)) for name in names)
+            return next((pair for pair in found if pair[1] is not None), ("", None))
+
+        words = [word(values.get(name)) for name in cls.STATUS]
+        plugs = (word(values.get(name)) for name in cls.PLUG)
+        plug = next((plug for plug in plugs if plug in PLUG_WORDS), "")
+        charging = status_of(0, words, plug) == "charging"
+        levels = [cls.HEADER, cls.DISPLAYED, cls.PREDICTED]
+        sent, predicted = times.get(cls.HEADER), times.get(cls.PREDICTED)
+        if charging and predicted and not (sent and predicted < sent):
+            levels.insert(0, cls.PREDICTED)
+        level, charge = first_number(levels, most=100)
+        if charge is None:
+            raise TryAgain("CarData's answer holds no charge between 0 and 100")
+        reported = times.get(level)
+        name, minutes_to_full = first_number(cls.MINUTES, most=A_DAY_MINUTES)
+        said = times.get(name)
+        if minutes_to_full is not None and said and reported:
+            minutes_to_full = max(0, minutes_to_full + (said - reported).total_seconds() / 60)
+        _, range_km = first_number(cls.RANGE_KM, most=1000)
+        return Reading(
+            charge=charge,
+            status=status_of(charge, words, plug),
+            range=range_km,
+            range_unit=None if range_km is None else "km",
+            minutes_to_full=minutes_to_full if charging else None,
             reported=reported,
         )
 
@@ -806,6 +1194,15 @@ def next_tick_s(now_s: float, first_s: float, interval_s: float) -> float:
     return first_s + (math.floor((now_s - first_s) / interval_s + 1e-9) + 1) * interval_s
 
 
+def next_poll_s(
+    now_s: float, polled_s: float, tick_s: float, full_in_s: float | None, gap_s: float
+) -> float:
+    """The next tick, or the time when the car should be full, or has just become so, before it."""
+    if full_in_s is None or full_in_s <= -gap_s:
+        return tick_s
+    return min(tick_s, max(now_s + full_in_s, polled_s + gap_s))
+
+
 def backoff_s(failures: int, interval_s: float, retry_after_s: float) -> float:
     """How long to wait after this many failures in a row."""
     longest_s = max(LONGEST_BACKOFF_S, interval_s)
@@ -835,6 +1232,7 @@ def run(
 
     exit_status: int | None = None
     while True:
+        polled_s = time.monotonic()
         try:
             with time_limit(POLL_LIMIT_S, "BMW took too long to answer"):
                 reading = door.read()
@@ -844,6 +1242,12 @@ def run(
             next_s = time.monotonic() + wait_s
             exit_status = 1 if once else None
             logger.error("%s%s", problem, "" if once else f"; next try in {duration(wait_s)}")
+        except NotYet as wait:
+            next_s = time.monotonic() + wait.wait_s
+            exit_status = 1 if once else None
+            if wait.news:
+                logger.warning("%s", wait.news)
+                tell("error", wait.news)
         except SignInFailed as problem:
             exit_status = 1
             logger.error("%s", problem)
@@ -855,7 +1259,10 @@ def run(
             kind = watch.news(reading)
             if kind:
                 tell(kind, announcement(kind, reading, now))
-            next_s = next_tick_s(time.monotonic(), first_s, door.interval_s)
+            now_s = time.monotonic()
+            tick_s = next_tick_s(now_s, first_s, door.interval_s)
+            full_in_s = reading.seconds_to_full(now)
+            next_s = next_poll_s(now_s, polled_s, tick_s, full_in_s, door.gap_s)
             exit_status = 0 if once or (until_full and reading.status == "full") else None
         for mailbox in phone:
             mailbox.deliver()
@@ -885,10 +1292,11 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def start(arguments: argparse.Namespace, variables: Mapping[str, str]) -> int:
-    settings = Settings(variables)
+def start(arguments: argparse.Namespace, variables: Mapping[str, str], env_file: Path) -> int:
+    settings = Settings(variables, env_file.parent, attended=not arguments.once)
     http = Http()
-    door = Portal(settings, http)
+    cardata = variables.get("CARDATA_CLIENT_ID")
+    door: Door = CarData(settings, http) if cardata else Portal(settings, http)
     addresses = (("WEBHOOK_URL", webhook_form), ("NTFY_URL", ntfy_form))
     phone = [
         Mailbox(url, form, http) for name, form in addresses if (url := settings.optional_url(name))
@@ -920,10 +1328,10 @@ def main() -> int:
         path = arguments.env_file or Path(__file__).resolve().with_name(".env")
         variables = load_variables(path, required=bool(arguments.env_file))
         if not arguments.demo:
-            return start(arguments, variables)
+            return start(arguments, variables, path)
         with simulated_bmw() as simulated:
             told = {name: variables.get(name, "") for name in ("WEBHOOK_URL", "NTFY_URL")}
-            return start(arguments, {**simulated, **told})
+            return start(arguments, {**simulated, **told}, path)
     except SettingsError as error:
         for line in error.args:
             logger.error("%s", line)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, TypeVar
 
 import fake_bmw
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,9 +32,15 @@ if mac:
     platform.mac_ver = lambda: ("14.5", ("", "", ""), "arm64")
 sys.path.insert(0, sys.argv.pop(1))
 import i3charge
+jump_s = constants.pop("clock_jump_s", 0)
+if jump_s:
+    import time, types
+    set_at = time.monotonic() + 0.5
+    now = lambda: time.time() + (jump_s if time.monotonic() > set_at else 0)
+    i3charge.time = types.SimpleNamespace(monotonic=time.monotonic, sleep=time.sleep, time=now)
 for name, value in constants.items():
     assert hasattr(i3charge, name), name
-    setattr(i3charge, name, value)
+    setattr(i3charge, name, tuple(value) if isinstance(value, list) else value)
 sys.argv[0] = "i3charge.py"
 sys.exit(i3charge.main())
 """
@@ -113,7 +120,9 @@ def env(tmp_path: Path) -> dict[str, str]:
 
 def write_settings(path: Path, variables: dict[str, str]) -> Path:
     """A settings file that only its owner can read."""
-    quoted = {name: value.replace("\\", "\\\\").replace("'", "\\'") for name, value in variables.items()}
+    quoted = {
+        name: value.replace("\\", "\\\\").replace("'", "\\'") for name, value in variables.items()
+    }
     path.write_text("".join(f"{n}='{v}'\n" for n, v in quoted.items()), encoding="utf-8")
     path.chmod(0o600)
     return path
@@ -198,7 +207,11 @@ class Notifier:
         program.chmod(0o700)
 
     def calls(self) -> list[list[str]]:
-        return [json.loads(x) for x in self.file.read_text().splitlines()] if self.file.exists() else []
+        return (
+            [json.loads(x) for x in self.file.read_text().splitlines()]
+            if self.file.exists()
+            else []
+        )
 
     def messages(self) -> list[str]:
         return [call[call.index("-message") + 1] for call in self.calls()]
@@ -213,3 +226,8 @@ class Notifier:
 @pytest.fixture
 def terminal_notifier(tmp_path: Path, env: dict[str, str]) -> Notifier:
     return Notifier(tmp_path, "terminal-notifier", env)
+
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=500)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=50_000)
+hypothesis.settings.load_profile("default")

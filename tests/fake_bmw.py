@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from contextlib import suppress
@@ -16,9 +17,7 @@ USERNAME = "owner@example.com"
 PASSWORD = "pa$$ #wörd+&=%41"
 CLIENT_ID = "web-app-client-id"
 VIN = "WBY1Z21040V307905"
-REDIRECT_URI = (
-    "https://www.bmw-connecteddrive.com/app/default/static/external-dispatch.html"
-)
+REDIRECT_URI = "https://www.bmw-connecteddrive.com/app/default/static/external-dispatch.html"
 
 
 @dataclass
@@ -66,9 +65,7 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = answer_request
 
-    def reply(
-        self, status: int, body: bytes | str | dict[str, Any] = b"", **headers: str
-    ) -> None:
+    def reply(self, status: int, body: bytes | str | dict[str, Any] = b"", **headers: str) -> None:
         """Send a whole answer; underscores in the headers' names stand for hyphens."""
         if isinstance(body, dict):
             body = json.dumps(body)
@@ -102,19 +99,24 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/"
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
+    def stop_listening(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def listen_again(self) -> None:
+        self.socket = socket.create_server(("127.0.0.1", self.server_port))
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
     def answer(self, handler: Handler, request: Request) -> None:
         handler.reply(200)
 
-    def wait_for(
-        self, condition: Callable[[], object], what: str, seconds: float = 30
-    ) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 30) -> None:
         with self.changed:
             assert self.changed.wait_for(condition, seconds), f"waited in vain for {what}"
 
     def close(self) -> None:
         self.closing.set()
-        self.shutdown()
-        self.server_close()
+        self.stop_listening()
 
 
 class Recorder(Server):
