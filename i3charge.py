@@ -41,7 +41,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Callable, Literal, NamedTuple, Protocol
+from typing import Any, Callable, ClassVar, Literal, NamedTuple, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 import requests
@@ -103,7 +103,8 @@ def load_variables(path: Path, *, required: bool) -> dict[str, str]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if os.name == "posix" and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        mode = path.stat().st_mode
+        if os.name == "posix" and stat.S_ISREG(mode) and mode & (stat.S_IRGRP | stat.S_IROTH):
             mend = shlex.join(["chmod", "600", str(path)])
             logger.warning("other users of this computer can read the settings; mend it: %s", mend)
     except FileNotFoundError:
@@ -229,8 +230,8 @@ class Reading(NamedTuple):
         return f"full about {(now + timedelta(seconds=seconds)).astimezone():%H:%M}"
 
 
-# The words of hvStatus, then those of the older fields. NOCHARGING leaves open whether the car is
-# plugged in, and INVALID, which is not here, says nothing.
+# The words of hvStatus, then those of the older fields. INVALID and NOCHARGING say that the car
+# does not charge, and leave open whether it is plugged in.
 STATUS_WORDS: dict[str, Status] = {
     "CHARGING": "charging",
     "FINISHED_FULLY_CHARGED": "full",
@@ -238,6 +239,7 @@ STATUS_WORDS: dict[str, Status] = {
     "ERROR": "error",
     "NOT_CHARGING": "plugged in",
     "FINISHED_NOT_FULL": "plugged in",
+    "INVALID": "unknown",
     "CHARGINGACTIVE": "charging",
     "INITIALIZATION": "waiting",
     "CHARGINGPAUSED": "waiting",
@@ -245,23 +247,25 @@ STATUS_WORDS: dict[str, Status] = {
     "CHARGINGENDED": "plugged in",
     "NOCHARGING": "unknown",
 }
-PLUG_WORDS: dict[str, Status] = {"CONNECTED": "plugged in", "DISCONNECTED": "unplugged"}
+PLUG_WORDS = ("CONNECTED", "DISCONNECTED")
 
 
 def status_of(charge: float, words: Iterable[str], plug_word: str) -> Status:
     """One status out of BMW's `words` on the charge, the best first, and its word on the plug.
 
-    A car can show 100 % and still be charging; one that says neither is not called full.
+    A car at 100 % can still be charging, and one that is plugged in may be: where no word is
+    known, that the plug is connected proves nothing.
     """
-    plug = PLUG_WORDS.get(plug_word)
-    said = next((STATUS_WORDS[word] for word in words if word in STATUS_WORDS), None)
+    known = [STATUS_WORDS[word] for word in words if word in STATUS_WORDS]
+    said = next((status for status in known if status != "unknown"), None)
+    unplugged = plug_word == "DISCONNECTED"
     if said == "charging":
         return "charging"
-    if charge >= 100 and (said or plug):
+    if charge >= 100 and (known or unplugged):
         return "full"
-    if plug and (plug == "unplugged" or said in (None, "unknown")):
-        return plug
-    return said or "unknown"
+    if unplugged:
+        return "unplugged"
+    return said or ("plugged in" if known and plug_word == "CONNECTED" else "unknown")
 
 
 def number(value: object, most: float) -> float | None:
@@ -558,7 +562,7 @@ class Portal:
     def _refused(self, error: object) -> TryAgain | SignInFailed:
         # BMW's gateway has refused good logins for minutes.
         self._logins_refused += 1
-        said = printable(error, self._form.values())
+        said = printable(error, [self._form["username"], self._form["password"]])
         if self._login_has_worked and self._logins_refused < 3:
             return TryAgain(f"BMW refuses the login that has worked before ({said})")
         return SignInFailed(
@@ -575,34 +579,27 @@ class Portal:
         if charge is None:
             raise TryAgain("BMW's answer holds no charge between 0 and 100")
         words = ("chargingHVStatus", "charging_status", "chargingSystemStatus")
-        status = status_of(
-            charge, (word(car.get(name)) for name in words), word(car.get("connectorStatus"))
-        )
+        plug_word = word(car.get("connectorStatus"))
+        status = status_of(charge, (word(car.get(name)) for name in words), plug_word)
         ranges = (
-            (
-                "beRemainingRangeElectric",
-                {"km": "km", "mls": "mi"}.get(word(car.get("unitOfLength"))),
-            ),
-            ("beRemainingRangeElectricKm", "km"),
-            ("beRemainingRangeElectricMile", "mi"),
+            ("", {"km": "km", "mls": "mi"}.get(word(car.get("unitOfLength")))),
+            ("Km", "km"),
+            ("Mile", "mi"),
         )
-        known = ((number(car.get(name), most=1000), unit) for name, unit in ranges if unit)
-        distance, unit = next((found for found in known if found[0] is not None), (None, None))
-        reported = None
-        with suppress(ValueError):
-            naive = datetime.strptime(word(car.get("updateTime")), "%d.%m.%Y %H:%M:%S UTC")
-            reported = naive.replace(tzinfo=timezone.utc)
+        found = ((number(car.get(f"beRemainingRangeElectric{n}"), 1000), u) for n, u in ranges)
+        known = (pair for pair in found if None not in pair)
+        distance, unit = next(known, (None, None))
+        remaining = car.get("chargingTimeRemaining") if status == "charging" else None
+        # "27.02.2018 19:59:03 UTC"
+        day_first = r"(\d\d)\.(\d\d)\.(\d{4}) (\d\d:\d\d:\d\d) UTC"
+        reported = re.fullmatch(day_first, word(car.get("updateTime")), re.ASCII)
         return Reading(
             charge=charge,
             status=status,
             range=distance,
             range_unit=unit,
-            minutes_to_full=(
-                number(car.get("chargingTimeRemaining"), most=A_DAY_MINUTES)
-                if status == "charging"
-                else None
-            ),
-            reported=reported,
+            minutes_to_full=number(remaining, most=A_DAY_MINUTES),
+            reported=utc(reported.expand(r"\3-\2-\1T\4")) if reported else None,
         )
 
 
@@ -681,7 +678,7 @@ class CarData:
         "vehicle.drivetrain.lastRemainingRange",
     )
     PLUG = ("vehicle.body.chargingPort.status", "vehicle.body.chargingPort.combinedStatus")
-    CONTAINER = {  # noqa: RUF012
+    CONTAINER: ClassVar[dict[str, Any]] = {
         "name": "i3charge",
         "purpose": "descriptors 1",  # to be raised with every change of the descriptors
         "technicalDescriptors": [HEADER, DISPLAYED, PREDICTED, *STATUS, *MINUTES, *RANGE_KM, *PLUG],
@@ -707,6 +704,7 @@ class CarData:
         self._kept = CarDataFile(settings.folder / ".cardata.json", client_id)
         self._device: dict[str, Any] = {}  # the sign-in that waits for the owner
         self._quota_said = False
+        self._news = ""  # for the owner, with the next NotYet
 
     def read(self) -> Reading:
         if time.time() > self._kept.expires_s - self.RENEW_BEFORE_S:
@@ -751,13 +749,16 @@ class CarData:
         """Send a request to the API, with a new access token if BMW wants one."""
         url = f"{self._api_url.rstrip('/')}/{path}"
         headers = {"x-version": "v1", "Accept": "application/json"}
-        for last in (False, True):
+
+        def send_once() -> Answer:
             self._spend_request(most)
             auth = Bearer(self._kept.access_token)
-            answer = self._http.send(what, method, url, headers=headers, auth=auth, **options)
-            if answer.status != 401 or last:
-                break
+            return self._http.send(what, method, url, headers=headers, auth=auth, **options)
+
+        answer = send_once()
+        if answer.status == 401:
             self._renew_token()
+            answer = send_once()
         if not 200 <= answer.status < 300:
             raise self._failure(answer)
         return answer
@@ -812,7 +813,6 @@ class CarData:
 
     def _renew_token(self) -> None:
         """Get an access token: with the refresh token, else from the owner, who is waited for."""
-        news = ""
         if self._kept.refresh_token:
             refresh = {"grant_type": "refresh_token", "refresh_token": self._kept.refresh_token}
             answer = self._oauth("a new access token", "token", **refresh)
@@ -822,11 +822,12 @@ class CarData:
             self._kept.access_token = self._kept.refresh_token = ""
             self._kept.expires_s = 0.0
             self._kept.save()
-            news = "BMW wants a new sign-in: the terminal shows how"
+            self._news = "BMW wants a new sign-in: the terminal shows how"
         if not self._attended:
             raise SignInFailed("CarData needs a sign-in: run python i3charge.py once by hand")
         if not self._device:
             self._ask_owner()
+            news, self._news = self._news, ""
             raise NotYet(self._device["interval_s"], news)
         self._ask_whether_confirmed()
 
@@ -887,7 +888,7 @@ class CarData:
         except TryAgain as problem:  # the code is still good, so this is no reason to wait long
             logger.error("%s; trying again", problem)
             error = "slow_down"
-        if error == "expired_token":
+        if error in ("expired_token", "invalid_grant"):
             self._ask_owner()
         elif error == "slow_down":
             self._device["interval_s"] += 5
@@ -1177,6 +1178,10 @@ class Mailbox:
                 logger.error("%s; trying again at every poll", problem)
             self._problem = str(problem)
 
+    def give_up(self) -> None:
+        if self.waiting:
+            logger.error("%s has not been told: %s", self._host, self.waiting[-1].message)
+
     def _post(self, news: News) -> None:
         with time_limit(
             NOTIFICATION_LIMIT_S, f"{self._host} did not answer a notification in time"
@@ -1225,7 +1230,7 @@ def run(
     first_s = time.monotonic()
 
     def tell(kind: Kind, message: str) -> None:
-        desktop.show(message, sound=kind != "step")
+        desktop.show(message, sound=kind in ("full", "stopped"))
         if kind != "step":
             for mailbox in phone:
                 mailbox.waiting.append(News(kind, message, reading, local_time()))
@@ -1267,6 +1272,8 @@ def run(
         for mailbox in phone:
             mailbox.deliver()
         if exit_status is not None:
+            for mailbox in phone:
+                mailbox.give_up()
             return exit_status
         time.sleep(max(0, next_s - time.monotonic()))
 

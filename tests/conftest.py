@@ -199,19 +199,18 @@ class Notifier:
     def does(self, what: str) -> None:
         """Let it record its call and then do `what`, in Python."""
         program = self.folder / self.name
-        program.write_text(
-            f"#!{sys.executable}\nimport json, os, sys, time\n"
-            f"with open({str(self.file)!r}, 'a') as file:\n"
-            f"    file.write(json.dumps(sys.argv[1:]) + '\\n')\n{what}\n"
+        # Arguments end with a unit separator, calls with a record separator.
+        record = f"printf '%s\\037' \"$@\" >> '{self.file}'; printf '\\036' >> '{self.file}'"
+        then = f"exec '{sys.executable}' '{program}.py' \"$0\" \"$@\"" if what else ""
+        program.with_name(f"{self.name}.py").write_text(
+            f"import json, os, sys, time\nsys.argv.pop(0)\n{what}\n"
         )
+        program.write_text(f"#!/bin/sh\n{record}\n{then}\n")
         program.chmod(0o700)
 
     def calls(self) -> list[list[str]]:
-        return (
-            [json.loads(x) for x in self.file.read_text().splitlines()]
-            if self.file.exists()
-            else []
-        )
+        text = self.file.read_text() if self.file.exists() else ""
+        return [call.split("\x1f")[:-1] for call in text.split("\x1e")[:-1]]
 
     def messages(self) -> list[str]:
         return [call[call.index("-message") + 1] for call in self.calls()]

@@ -79,6 +79,7 @@ class CarData(Server):
         self.token_answers: list[Answer] = []
         self.api_answers: list[Answer] = []
         self.pending = 1  # times that a sign-in is not confirmed yet
+        self.interval_s = 0.05
         self.lifetime_s = 3599
         self.quota = 50
         self.spent = 0
@@ -183,7 +184,7 @@ class CarData(Server):
                 {
                     "user_code": user_code,
                     "device_code": device_code,
-                    "interval": 0.05,
+                    "interval": self.interval_s,
                     "expires_in": 300,
                     "verification_uri": address,
                     "verification_uri_complete": f"{address}?user_code={user_code}",

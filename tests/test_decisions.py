@@ -123,15 +123,15 @@ def status(charge: float = 62, plug: str = "CONNECTED", *words: str) -> str:
         ("CHARGINGENDED", "plugged in"),
         ("INVALID", "plugged in"),
         ("NOCHARGING", "plugged in"),
-        ("A_WORD_OF_TOMORROW", "plugged in"),
-        ("", "plugged in"),
+        ("A_WORD_OF_TOMORROW", "unknown"),
+        ("", "unknown"),
     ],
 )
 @pytest.mark.parametrize("field", ["chargingHVStatus", "charging_status", "chargingSystemStatus"])
 def test_each_word_while_plugged_in(word: str, expected: str, field: str) -> None:
     assert status(62, "CONNECTED", word) == expected
     assert reading("62.0", connectorStatus="CONNECTED", **{field: word}).status == expected
-    at_100 = "charging" if expected == "charging" else "full"
+    at_100 = expected if expected in ("charging", "unknown") else "full"
     assert status(100, "CONNECTED", word) == at_100
 
 
@@ -142,11 +142,27 @@ def test_an_unplugged_car(word: str) -> None:
     assert status(100, "DISCONNECTED", word) == "full"
 
 
-@pytest.mark.parametrize("word", ["INVALID", "NEW", ""])
+@pytest.mark.parametrize("word", ["NEW", ""])
 def test_without_a_word_nothing_is_known(word: str) -> None:
+    for plug in ("", "NEW", "CONNECTED"):
+        assert status(62, plug, word) == "unknown"
+        assert status(100, plug, word) == "unknown"
+
+
+@pytest.mark.parametrize("word", ["INVALID", "NOCHARGING"])
+def test_car_that_does_not_charge_may_be_plugged_in_or_not(word: str) -> None:
     assert status(62, "", word) == "unknown"
-    assert status(62, "NEW", word) == "unknown"
-    assert status(100, "", word) == "unknown"
+    assert status(62, "CONNECTED", word) == "plugged in"
+    assert status(62, "DISCONNECTED", word) == "unplugged"
+    assert status(100, "", word) == "full"
+
+
+def test_words_that_are_missing_in_the_middle_of_a_charge_are_no_news() -> None:
+    words = ("chargingHVStatus", "charging_status", "chargingSystemStatus")
+    watch = i3charge.ChargeWatch()
+    gone = reading("62.0", connectorStatus="CONNECTED", **dict.fromkeys(words, None))
+    charging = reading("62.0", chargingHVStatus="CHARGING")
+    assert [watch.news(r) for r in (charging, gone, charging)] == [None] * 3
 
 
 def test_a_car_at_100_percent_that_says_it_is_not_charging_is_full() -> None:

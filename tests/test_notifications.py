@@ -737,3 +737,22 @@ def test_two_refusals_in_a_row_are_not_told(
     assert script.process.poll() is None
     assert terminal_notifier.calls() == []
     assert webhook.requests == []
+
+
+def test_news_that_is_not_delivered_at_the_end_is_said(
+    portal: Portal, start: Start, webhook: Recorder, addresses: dict[str, str]
+) -> None:
+    portal.logins = [refuse]
+    webhook.answers = [lambda handler: handler.reply(500)] * 5
+    script = start(settings={**portal.settings(), **addresses})
+    assert script.end() == 1
+    assert script.stderr_with("127.0.0.1 has not been told: BMW refuses the login") == 1
+
+
+def test_refused_login_has_no_sound(
+    portal: Portal, start: Start, terminal_notifier: Notifier
+) -> None:
+    portal.logins = [refuse]
+    assert start(settings=portal.settings(), mac=True).end() == 1
+    (call,) = terminal_notifier.calls()
+    assert "-sound" not in call

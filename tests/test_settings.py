@@ -214,7 +214,7 @@ class RecordingHttp:
         return i3charge.Answer(what, "host", 500, {}, b"")
 
 
-@pytest.mark.parametrize("given_values", [{}, dict.fromkeys([*NAMES[4:]], "")])
+@pytest.mark.parametrize("given_values", [{}, dict.fromkeys(NAMES[4:], "")])
 def test_defaults(given_values: dict[str, str]) -> None:
     http = RecordingHttp()
     settings = i3charge.Settings({**GOOD, **given_values})
