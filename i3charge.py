@@ -148,26 +148,17 @@ class Settings:
             self.problems.append(f"{name} is missing or empty")
         return value
 
-    def secure_url(self, name: str, default: str) -> str:
-        """An address that secrets are sent to: https, or on this computer."""
-        return self._url(name, self.text(name, default), ["https"])
-
-    def optional_url(self, name: str) -> str:
-        value = self._variables.get(name, "")
-        return value and self._url(name, value, ["http", "https"])
-
-    def _url(self, name: str, value: str, schemes: list[str]) -> str:
+    def url(self, name: str, default: str = "", *, secure: bool = True) -> str:
+        """An address; a `secure` one, that secrets are sent to, is https or on this computer."""
+        value = self._variables.get(name) or default
         with suppress(ValueError):
             parts = urlsplit(value)
-            allowed = parts.scheme in schemes or (parts.scheme == "http" and is_loopback(value))
-            if (
-                allowed
-                and parts.hostname
-                and parts.port != 0
-                and re.fullmatch(r"[!-\[\]-~]+", value)
-            ):
+            plain = parts.scheme == "http" and (not secure or is_loopback(value))
+            # No backslash: requests and urlsplit would see different hosts there.
+            sound = parts.hostname and parts.port != 0 and re.fullmatch(r"[!-\[\]-~]+", value)
+            if not value or (sound and (plain or parts.scheme == "https")):
                 return value
-        self.problems.append(f"{name} should be an address such as {schemes[-1]}://example.com/")
+        self.problems.append(f"{name} should be an address such as https://example.com/")
         return "https://invalid/"
 
     def vin(self) -> str:
@@ -397,14 +388,8 @@ class Http:
         proxies = {"no_proxy": "*"} if is_loopback(url) else None
         started_s = time.monotonic()
         try:
-            with self._session.request(
-                method,
-                url,
-                timeout=CONNECT_AND_READ_TIMEOUT_S,
-                stream=True,
-                proxies=proxies,
-                **options,
-            ) as response:
+            options = {"timeout": CONNECT_AND_READ_TIMEOUT_S, "proxies": proxies, **options}
+            with self._session.request(method, url, stream=True, **options) as response:
                 body = response.raw.read(BODY_LIMIT_BYTES + 1)
         except (requests.Timeout, urllib3.exceptions.TimeoutError):
             raise TryAgain(f"{host} did not answer in time when asked for {what}") from None
@@ -477,11 +462,11 @@ class Portal:
             "scope": "authenticate_user fupo",
         }
         vin = settings.vin()
-        base_url = settings.secure_url(
+        base_url = settings.url(
             "CONNECTED_DRIVE_BASE_URL", "https://www.bmw-connecteddrive.nl/api/"
         )
         self._status_url = f"{base_url.rstrip('/')}/vehicle/dynamic/v1/{vin}"
-        self._auth_url = settings.secure_url(
+        self._auth_url = settings.url(
             "AUTH_BASE_URL", "https://customer.bmwgroup.com/gcdm/oauth/authenticate"
         )
         self.interval_s = settings.interval_s(60_000)
@@ -604,42 +589,41 @@ class Portal:
 
 
 class CarDataFile:
-    """What CarData's door remembers: tokens and requests. Replaced as a whole, mode 0600."""
-
-    FIELDS = ("client_id", "access_token", "expires_s", "refresh_token", "container", "requests_s")
+    """What CarData's door has to remember, on disk with mode 0600 and replaced as a whole."""
 
     def __init__(self, path: Path, client_id: str) -> None:
         self._path = path
         self.client_id = client_id
         self.access_token = ""
-        self.expires_s = 0.0  # time.time(), of the access token
+        self.expires_s = 0.0  # time.time() when the access token does
         self.refresh_token = ""
         self.container = ""  # its id
         self.requests_s: list[float] = []  # time.time() of each in the last 24 hours
         try:
-            kept = json.loads(path.read_bytes())
-            values = {name: kept[name] for name in self.FIELDS}
-            sound = all(type(value) is type(getattr(self, name)) for name, value in values.items())
-            if not sound or any(type(second) is not float for second in values["requests_s"]):
-                raise ValueError
+            kept = mapping(json.loads(path.read_bytes()))
+            for name, value in self._fields().items():
+                if type(kept[name]) is not type(value):
+                    raise ValueError(name)
+            kept["requests_s"] = list(map(float, kept["requests_s"]))
+            if kept["client_id"] == client_id:
+                vars(self).update((name, kept[name]) for name in self._fields())
         except FileNotFoundError:
-            return
+            pass
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
             aside = path.with_name(path.name + ".damaged")
             with suppress(OSError):
                 path.replace(aside)
             logger.error("%s cannot be used and is put aside as %s", path.name, aside.name)
-            return
-        if values["client_id"] == client_id:
-            self.__dict__.update(values)
+
+    def _fields(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def save(self) -> None:
-        values = {name: getattr(self, name) for name in self.FIELDS}
         try:
             handle, name = tempfile.mkstemp(prefix=self._path.name, dir=self._path.parent)
             try:
                 with open(handle, "w") as file:
-                    json.dump(values, file)
+                    json.dump(self._fields(), file)
                     file.flush()
                     os.fsync(handle)
                 os.replace(name, self._path)
@@ -662,21 +646,13 @@ class CarData:
     DAY_S = 24 * 60 * 60
     RENEW_BEFORE_S = 60
 
+    ENGINE = "vehicle.drivetrain.electricEngine."
     HEADER = "vehicle.drivetrain.batteryManagement.header"
     DISPLAYED = "vehicle.powertrain.electric.battery.stateOfCharge.displayed"
-    PREDICTED = "vehicle.drivetrain.electricEngine.charging.level"
-    STATUS = (
-        "vehicle.drivetrain.electricEngine.charging.hvStatus",
-        "vehicle.drivetrain.electricEngine.charging.status",
-    )
-    MINUTES = (
-        "vehicle.drivetrain.electricEngine.charging.timeToFullyCharged",
-        "vehicle.drivetrain.electricEngine.charging.timeRemaining",
-    )
-    RANGE_KM = (
-        "vehicle.drivetrain.electricEngine.kombiRemainingElectricRange",
-        "vehicle.drivetrain.lastRemainingRange",
-    )
+    PREDICTED = ENGINE + "charging.level"
+    STATUS = (ENGINE + "charging.hvStatus", ENGINE + "charging.status")
+    MINUTES = (ENGINE + "charging.timeToFullyCharged", ENGINE + "charging.timeRemaining")
+    RANGE_KM = (ENGINE + "kombiRemainingElectricRange", "vehicle.drivetrain.lastRemainingRange")
     PLUG = ("vehicle.body.chargingPort.status", "vehicle.body.chargingPort.combinedStatus")
     CONTAINER: ClassVar[dict[str, Any]] = {
         "name": "i3charge",
@@ -688,10 +664,10 @@ class CarData:
         self._http = http
         client_id = settings.text("CARDATA_CLIENT_ID")
         self._vin = settings.vin()
-        self._auth_url = settings.secure_url(
+        self._auth_url = settings.url(
             "CARDATA_AUTH_BASE_URL", "https://customer.bmwgroup.com/gcdm/oauth/"
         )
-        self._api_url = settings.secure_url("CARDATA_BASE_URL", "https://api-cardata.bmwgroup.com/")
+        self._api_url = settings.url("CARDATA_BASE_URL", "https://api-cardata.bmwgroup.com/")
         self.interval_s = settings.interval_s(1_800_000)
         self.gap_s = 0.0 if is_loopback(self._api_url) else 600.0
         if self.interval_s < self.gap_s:
@@ -702,7 +678,9 @@ class CarData:
             self.interval_s = self.gap_s
         self._attended = settings.attended
         self._kept = CarDataFile(settings.folder / ".cardata.json", client_id)
-        self._device: dict[str, Any] = {}  # the sign-in that waits for the owner
+        self._device_code = ""  # of the sign-in that waits for the owner
+        self._device_interval_s = 0.0
+        self._verifier = ""
         self._quota_said = False
         self._news = ""  # for the owner, with the next NotYet
 
@@ -728,16 +706,14 @@ class CarData:
         )
 
     def _find_container(self) -> None:
-        found = self._send("its containers", "GET", "customers/containers").json()
-        listed = found.get("containers")
-        wanted = {**self.CONTAINER, "state": "ACTIVE"}
-        del wanted["technicalDescriptors"]  # these are not listed
+        path = "customers/containers"
+        listed = self._send("its containers", "GET", path).json().get("containers")
+        wanted = ("ACTIVE", self.CONTAINER["name"], self.CONTAINER["purpose"])
         for container in map(mapping, listed if isinstance(listed, list) else []):
-            if wanted.items() <= {name: container.get(name) for name in wanted}.items():
+            if tuple(container.get(name) for name in ("state", "name", "purpose")) == wanted:
                 break
         else:
-            answer = self._send("a container", "POST", "customers/containers", json=self.CONTAINER)
-            container = answer.json()
+            container = self._send("a container", "POST", path, json=self.CONTAINER).json()
         if not is_token(container.get("containerId")):
             raise TryAgain("CarData named no container")
         self._kept.container = container["containerId"]
@@ -797,10 +773,8 @@ class CarData:
             why = f"CarData says: {text} ({printable(code, hidden)})"
         if code in ("CU-104", "CU-120"):
             why += "; check VEHICLE_IDENTIFICATION_NUMBER"
-        kind = (
-            UnknownContainer if code in ("CU-105", "CU-122") or answer.status == 404 else TryAgain
-        )
-        return kind(why, failure.retry_after_s)
+        unknown = answer.status == 404 or code in ("CU-105", "CU-122")
+        return (UnknownContainer if unknown else TryAgain)(why, failure.retry_after_s)
 
     def _oauth(self, what: str, path: str, **form: str) -> Answer:
         return self._http.send(
@@ -825,16 +799,17 @@ class CarData:
             self._news = "BMW wants a new sign-in: the terminal shows how"
         if not self._attended:
             raise SignInFailed("CarData needs a sign-in: run python i3charge.py once by hand")
-        if not self._device:
+        if not self._device_code:
             self._ask_owner()
-            news, self._news = self._news, ""
-            raise NotYet(self._device["interval_s"], news)
-        self._ask_whether_confirmed()
+        elif self._owner_has_confirmed():
+            return
+        news, self._news = self._news, ""
+        raise NotYet(self._device_interval_s, news)
 
     def _ask_owner(self) -> None:
         """OAuth 2.0 device authorization (RFC 8628) with PKCE (RFC 7636)."""
-        verifier = secrets.token_urlsafe(64)
-        digest = hashlib.sha256(verifier.encode()).digest()
+        self._verifier = secrets.token_urlsafe(64)
+        digest = hashlib.sha256(self._verifier.encode()).digest()
         answer = self._oauth(
             "a sign-in",
             "device/code",
@@ -851,50 +826,41 @@ class CarData:
             raise NotYet(60)
         if answer.status in (400, 401):
             raise self._refused(answer)
-        if answer.status != 200:
-            raise answer.failure()
         said = answer.json()
+        code, device_code = said.get("user_code"), said.get("device_code")
         address = said.get("verification_uri_complete") or said.get("verification_uri")
-        if not (is_token(said.get("device_code")) and is_token(said.get("user_code")) and address):
-            raise TryAgain("BMW's answer holds no code to sign in with")
-        self._device = {
-            "device_code": said["device_code"],
-            "code_verifier": verifier,
-            "interval_s": number(said.get("interval"), most=300) or 5,  # RFC 8628, section 3.2
-        }
-        logger.warning(
-            "to sign in at BMW, open %s and confirm the code %s",
-            printable(address, ()),
-            printable(said["user_code"], ()),
-        )
+        if not (is_token(device_code) and is_token(code) and is_token(address)):
+            raise answer.failure()
+        self._device_code = word(device_code)
+        self._device_interval_s = number(said.get("interval"), most=300) or 5  # RFC 8628, 3.2
+        logger.warning("to sign in at BMW, open %s and confirm the code %s", address, code)
 
-    def _ask_whether_confirmed(self) -> None:
+    def _owner_has_confirmed(self) -> bool:
         """RFC 8628, section 3.5."""
-        error = ""
         try:
             answer = self._oauth(
                 "the tokens",
                 "token",
                 grant_type="urn:ietf:params:oauth:grant-type:device_code",
-                device_code=self._device["device_code"],
-                code_verifier=self._device["code_verifier"],
+                device_code=self._device_code,
+                code_verifier=self._verifier,
             )
             if answer.status == 200:
                 self._keep_tokens(answer)
-                self._device = {}
+                self._device_code = ""
                 logger.info("signed in at BMW")
-                return
-            error = word(answer.json().get("error"))
+                return True
+            error = answer.json().get("error")
         except TryAgain as problem:  # the code is still good, so this is no reason to wait long
             logger.error("%s; trying again", problem)
             error = "slow_down"
-        if error in ("expired_token", "invalid_grant"):
+        if error == "slow_down":
+            self._device_interval_s += 5
+        elif error in ("expired_token", "invalid_grant"):
             self._ask_owner()
-        elif error == "slow_down":
-            self._device["interval_s"] += 5
         elif error != "authorization_pending":
             raise self._refused(answer)
-        raise NotYet(self._device["interval_s"])
+        return False
 
     def _refused(self, answer: Answer) -> SignInFailed:
         error = printable(answer.json().get("error"), [self._kept.client_id])
@@ -1116,9 +1082,8 @@ class Desktop:
         # Imported only here: where it cannot work it raises, and it always starts `which`.
         notifier = importlib.import_module("pync").Notifier
         options = {"sound": sound} if sound else {}
-        process: subprocess.Popen[bytes] = notifier.notify(
-            message, title=TITLE, group="i3charge", **options
-        )
+        options.update(title=TITLE, group="i3charge")
+        process: subprocess.Popen[bytes] = notifier.notify(message, **options)
         return process
 
     def _osascript(self, message: str, sound: str) -> subprocess.Popen[bytes]:
@@ -1183,9 +1148,8 @@ class Mailbox:
             logger.error("%s has not been told: %s", self._host, self.waiting[-1].message)
 
     def _post(self, news: News) -> None:
-        with time_limit(
-            NOTIFICATION_LIMIT_S, f"{self._host} did not answer a notification in time"
-        ):
+        too_late = f"{self._host} did not answer a notification in time"
+        with time_limit(NOTIFICATION_LIMIT_S, too_late):
             answer = self._http.send("a notification", "POST", self._url, **self._form(news))
         if not 200 <= answer.status < 300:
             raise TryAgain(f"{self._host} did not accept a notification (HTTP {answer.status})")
@@ -1306,7 +1270,9 @@ def start(arguments: argparse.Namespace, variables: Mapping[str, str], env_file:
     door: Door = CarData(settings, http) if cardata else Portal(settings, http)
     addresses = (("WEBHOOK_URL", webhook_form), ("NTFY_URL", ntfy_form))
     phone = [
-        Mailbox(url, form, http) for name, form in addresses if (url := settings.optional_url(name))
+        Mailbox(url, form, http)
+        for name, form in addresses
+        if (url := settings.url(name, secure=False))
     ]
     settings.check()
     charge_log = ChargeLog(as_json=arguments.json)

@@ -39,7 +39,7 @@ def portal_of(variables: dict[str, str]) -> i3charge.Portal:
     settings = i3charge.Settings(variables)
     portal = i3charge.Portal(settings, i3charge.Http())
     for name in PHONE_URLS:
-        settings.optional_url(name)
+        settings.url(name, secure=False)
     settings.check()
     return portal
 
@@ -219,7 +219,7 @@ def test_defaults(given_values: dict[str, str]) -> None:
     http = RecordingHttp()
     settings = i3charge.Settings({**GOOD, **given_values})
     portal = i3charge.Portal(settings, http)  # type: ignore[arg-type]
-    assert [settings.optional_url(name) for name in PHONE_URLS] == ["", ""]
+    assert [settings.url(name, secure=False) for name in PHONE_URLS] == ["", ""]
     settings.check()
     with pytest.raises(i3charge.TryAgain):
         portal.read()
