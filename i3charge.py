@@ -634,6 +634,129 @@ class CarDataFile:
             logger.error("%s cannot be written (%s)", self._path, error.strerror)
 
 
+class DeviceSignIn:
+    """Signs in at CarData with the OAuth 2.0 device flow (RFC 8628) and PKCE (RFC 7636)."""
+
+    def __init__(self, settings: Settings, http: Http, kept: CarDataFile) -> None:
+        self._auth_url = settings.url(
+            "CARDATA_AUTH_BASE_URL", "https://customer.bmwgroup.com/gcdm/oauth/"
+        )
+        self._attended = settings.attended
+        self._http = http
+        self._kept = kept
+        self._device_code = ""  # of the sign-in that waits for the owner
+        self._interval_s = 0.0
+        self._verifier = ""
+        self._news = ""  # for the owner, with the next NotYet
+
+    def _oauth(self, what: str, path: str, **form: str) -> Answer:
+        return self._http.send(
+            what,
+            "POST",
+            f"{self._auth_url.rstrip('/')}/{path}",
+            data={"client_id": self._kept.client_id, **form},
+            auth=Bearer(),
+        )
+
+    def renew(self) -> None:
+        """Get an access token: with the refresh token, else from the owner, who is waited for."""
+        if self._kept.refresh_token:
+            refresh = {"grant_type": "refresh_token", "refresh_token": self._kept.refresh_token}
+            answer = self._oauth("a new access token", "token", **refresh)
+            if answer.status not in (400, 401):
+                self._keep_tokens(answer)
+                return
+            self._kept.access_token = self._kept.refresh_token = ""
+            self._kept.expires_s = 0.0
+            self._kept.save()
+            self._news = "BMW wants a new sign-in: the terminal shows how"
+        if not self._attended:
+            raise SignInFailed("CarData needs a sign-in: run python i3charge.py once by hand")
+        if not self._device_code:
+            self._ask_owner()
+        elif self._owner_has_confirmed():
+            return
+        news, self._news = self._news, ""
+        raise NotYet(self._interval_s, news)
+
+    def _ask_owner(self) -> None:
+        """RFC 8628, section 3.1, with the code challenge of RFC 7636, section 4.2."""
+        self._verifier = secrets.token_urlsafe(64)
+        digest = hashlib.sha256(self._verifier.encode()).digest()
+        answer = self._oauth(
+            "a sign-in",
+            "device/code",
+            response_type="device_code",
+            scope="authenticate_user openid cardata:api:read",
+            code_challenge=base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
+            code_challenge_method="S256",
+        )
+        if answer.status == 403:
+            logger.error(
+                "BMW does not let this client id in yet: subscribe it to the CarData API"
+                " in the My BMW portal; trying again in a minute"
+            )
+            raise NotYet(60)
+        if answer.status in (400, 401):
+            raise self._refused(answer)
+        said = answer.json()
+        code, device_code = said.get("user_code"), said.get("device_code")
+        address = said.get("verification_uri_complete") or said.get("verification_uri")
+        if not (is_token(device_code) and is_token(code) and is_token(address)):
+            raise answer.failure()
+        self._device_code = word(device_code)
+        self._interval_s = number(said.get("interval"), most=300) or 5  # RFC 8628, 3.2
+        logger.warning("to sign in at BMW, open %s and confirm the code %s", address, code)
+
+    def _owner_has_confirmed(self) -> bool:
+        """RFC 8628, section 3.5."""
+        try:
+            answer = self._oauth(
+                "the tokens",
+                "token",
+                grant_type="urn:ietf:params:oauth:grant-type:device_code",
+                device_code=self._device_code,
+                code_verifier=self._verifier,
+            )
+            if answer.status == 200:
+                self._keep_tokens(answer)
+                self._device_code = ""
+                logger.info("signed in at BMW")
+                return True
+            error = answer.json().get("error")
+        except TryAgain as problem:  # the code is still good, so this is no reason to wait long
+            logger.error("%s; trying again", problem)
+            error = "slow_down"
+        if error == "slow_down":
+            self._interval_s += 5
+        elif error in ("expired_token", "invalid_grant"):
+            self._ask_owner()
+        elif error != "authorization_pending":
+            raise self._refused(answer)
+        return False
+
+    def _refused(self, answer: Answer) -> SignInFailed:
+        error = printable(answer.json().get("error"), [self._kept.client_id])
+        if error == "access_denied":
+            return SignInFailed("the sign-in at BMW was declined: start again to get a new code")
+        return SignInFailed(
+            f"BMW refuses the sign-in ({error}): check CARDATA_CLIENT_ID, and in the My BMW"
+            " portal that it is subscribed to the CarData API"
+        )
+
+    def _keep_tokens(self, answer: Answer) -> None:
+        """The old refresh token is dead: the new one is on disk before it is used."""
+        if answer.status != 200:
+            raise answer.failure()
+        said = answer.json()
+        if not (is_token(said.get("access_token")) and is_token(said.get("refresh_token"))):
+            raise TryAgain("BMW's answer holds no tokens")
+        self._kept.access_token = said["access_token"]
+        self._kept.refresh_token = said["refresh_token"]
+        self._kept.expires_s = time.time() + (number(said.get("expires_in"), most=1e6) or 3599)
+        self._kept.save()
+
+
 class UnknownContainer(TryAgain):
     """CarData no longer knows our container."""
 
@@ -664,9 +787,6 @@ class CarData:
         self._http = http
         client_id = settings.text("CARDATA_CLIENT_ID")
         self._vin = settings.vin()
-        self._auth_url = settings.url(
-            "CARDATA_AUTH_BASE_URL", "https://customer.bmwgroup.com/gcdm/oauth/"
-        )
         self._api_url = settings.url("CARDATA_BASE_URL", "https://api-cardata.bmwgroup.com/")
         self.interval_s = settings.interval_s(1_800_000)
         self.gap_s = 0.0 if is_loopback(self._api_url) else 600.0
@@ -676,17 +796,13 @@ class CarData:
                 " CarData allows 50 requests in 24 hours"
             )
             self.interval_s = self.gap_s
-        self._attended = settings.attended
         self._kept = CarDataFile(settings.folder / ".cardata.json", client_id)
-        self._device_code = ""  # of the sign-in that waits for the owner
-        self._device_interval_s = 0.0
-        self._verifier = ""
+        self._sign_in = DeviceSignIn(settings, http, self._kept)
         self._quota_said = False
-        self._news = ""  # for the owner, with the next NotYet
 
     def read(self) -> Reading:
         if time.time() > self._kept.expires_s - self.RENEW_BEFORE_S:
-            self._renew_token()
+            self._sign_in.renew()
         if not self._kept.container:
             self._find_container()
         try:
@@ -733,7 +849,7 @@ class CarData:
 
         answer = send_once()
         if answer.status == 401:
-            self._renew_token()
+            self._sign_in.renew()
             answer = send_once()
         if not 200 <= answer.status < 300:
             raise self._failure(answer)
@@ -775,113 +891,6 @@ class CarData:
             why += "; check VEHICLE_IDENTIFICATION_NUMBER"
         unknown = answer.status == 404 or code in ("CU-105", "CU-122")
         return (UnknownContainer if unknown else TryAgain)(why, failure.retry_after_s)
-
-    def _oauth(self, what: str, path: str, **form: str) -> Answer:
-        return self._http.send(
-            what,
-            "POST",
-            f"{self._auth_url.rstrip('/')}/{path}",
-            data={"client_id": self._kept.client_id, **form},
-            auth=Bearer(),
-        )
-
-    def _renew_token(self) -> None:
-        """Get an access token: with the refresh token, else from the owner, who is waited for."""
-        if self._kept.refresh_token:
-            refresh = {"grant_type": "refresh_token", "refresh_token": self._kept.refresh_token}
-            answer = self._oauth("a new access token", "token", **refresh)
-            if answer.status not in (400, 401):
-                self._keep_tokens(answer)
-                return
-            self._kept.access_token = self._kept.refresh_token = ""
-            self._kept.expires_s = 0.0
-            self._kept.save()
-            self._news = "BMW wants a new sign-in: the terminal shows how"
-        if not self._attended:
-            raise SignInFailed("CarData needs a sign-in: run python i3charge.py once by hand")
-        if not self._device_code:
-            self._ask_owner()
-        elif self._owner_has_confirmed():
-            return
-        news, self._news = self._news, ""
-        raise NotYet(self._device_interval_s, news)
-
-    def _ask_owner(self) -> None:
-        """OAuth 2.0 device authorization (RFC 8628) with PKCE (RFC 7636)."""
-        self._verifier = secrets.token_urlsafe(64)
-        digest = hashlib.sha256(self._verifier.encode()).digest()
-        answer = self._oauth(
-            "a sign-in",
-            "device/code",
-            response_type="device_code",
-            scope="authenticate_user openid cardata:api:read",
-            code_challenge=base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
-            code_challenge_method="S256",
-        )
-        if answer.status == 403:
-            logger.error(
-                "BMW does not let this client id in yet: subscribe it to the CarData API"
-                " in the My BMW portal; trying again in a minute"
-            )
-            raise NotYet(60)
-        if answer.status in (400, 401):
-            raise self._refused(answer)
-        said = answer.json()
-        code, device_code = said.get("user_code"), said.get("device_code")
-        address = said.get("verification_uri_complete") or said.get("verification_uri")
-        if not (is_token(device_code) and is_token(code) and is_token(address)):
-            raise answer.failure()
-        self._device_code = word(device_code)
-        self._device_interval_s = number(said.get("interval"), most=300) or 5  # RFC 8628, 3.2
-        logger.warning("to sign in at BMW, open %s and confirm the code %s", address, code)
-
-    def _owner_has_confirmed(self) -> bool:
-        """RFC 8628, section 3.5."""
-        try:
-            answer = self._oauth(
-                "the tokens",
-                "token",
-                grant_type="urn:ietf:params:oauth:grant-type:device_code",
-                device_code=self._device_code,
-                code_verifier=self._verifier,
-            )
-            if answer.status == 200:
-                self._keep_tokens(answer)
-                self._device_code = ""
-                logger.info("signed in at BMW")
-                return True
-            error = answer.json().get("error")
-        except TryAgain as problem:  # the code is still good, so this is no reason to wait long
-            logger.error("%s; trying again", problem)
-            error = "slow_down"
-        if error == "slow_down":
-            self._device_interval_s += 5
-        elif error in ("expired_token", "invalid_grant"):
-            self._ask_owner()
-        elif error != "authorization_pending":
-            raise self._refused(answer)
-        return False
-
-    def _refused(self, answer: Answer) -> SignInFailed:
-        error = printable(answer.json().get("error"), [self._kept.client_id])
-        if error == "access_denied":
-            return SignInFailed("the sign-in at BMW was declined: start again to get a new code")
-        return SignInFailed(
-            f"BMW refuses the sign-in ({error}): check CARDATA_CLIENT_ID, and in the My BMW"
-            " portal that it is subscribed to the CarData API"
-        )
-
-    def _keep_tokens(self, answer: Answer) -> None:
-        """The old refresh token is dead: the new one is on disk before it is used."""
-        if answer.status != 200:
-            raise answer.failure()
-        said = answer.json()
-        if not (is_token(said.get("access_token")) and is_token(said.get("refresh_token"))):
-            raise TryAgain("BMW's answer holds no tokens")
-        self._kept.access_token = said["access_token"]
-        self._kept.refresh_token = said["refresh_token"]
-        self._kept.expires_s = time.time() + (number(said.get("expires_in"), most=1e6) or 3599)
-        self._kept.save()
 
     @classmethod
     def _reading(cls, answer: Answer) -> Reading:

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -44,11 +45,22 @@ class Run:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
+        # Else a full pipe would hold the script back.
+        self._first_line = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for _ in self.process.stdout:
+            self._line_seconds = time.perf_counter() - self.started
+            break
+        self._first_line.set()
+        for _ in self.process.stdout:
+            pass
 
     def seconds_to_first_line(self) -> float:
-        assert self.process.stdout
-        assert self.process.stdout.readline()
-        return time.perf_counter() - self.started
+        assert self._first_line.wait(60)
+        return self._line_seconds
 
     def wait_for_polls(self, count: int) -> None:
         wanted = self._served_before + count
@@ -72,8 +84,6 @@ class Run:
         """The CPU seconds of the ended process; `number` is a signal to send first."""
         if number:
             self.process.send_signal(number)
-        assert self.process.stdout
-        self.process.stdout.read()
         _, status, usage = os.wait4(self.process.pid, 0)
         self.process.returncode = os.waitstatus_to_exitcode(status)
         return usage.ru_utime + usage.ru_stime
