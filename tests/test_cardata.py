@@ -231,6 +231,15 @@ def test_new_refresh_token_is_on_disk_before_it_is_used(
     assert on_disk == ["secret-refresh-2"]
 
 
+def test_new_refresh_token_is_on_disk_even_if_no_request_follows(
+    cardata: CarData, start: Start, store: Path
+) -> None:
+    spent = [time.time() - 60.0] * 48
+    keep(store, {**cardata.sign_in(), "expires_s": 0.0, "requests_s": spent})
+    assert start("--once", settings=cardata.settings()).end() == 1
+    assert json.loads(store.read_text())["refresh_token"] == "secret-refresh-2"
+
+
 def test_refresh_token_that_died_leads_to_a_new_sign_in(
     cardata: CarData, start: Start, store: Path, terminal_notifier: Notifier
 ) -> None:
@@ -298,6 +307,7 @@ def test_container_that_exists_is_found(cardata: CarData, start: Start, store: P
     keep(store, {**kept, "container": ""})
     assert start("--once", settings=cardata.settings()).end() == 0
     assert [r.method for r in cardata.seen("/api/")] == ["GET", "GET"]
+    assert cardata.requests[-1].path.endswith(f"containerId={kept['container']}")
 
 
 def unknown(how: str) -> Any:

@@ -236,6 +236,11 @@ def test_token_does_not_follow_a_redirect(portal: Portal, start: Start) -> None:
         other.close()
 
 
+def test_answers_are_wanted_uncompressed(portal: Portal, start: Start) -> None:
+    assert start("--once", settings=portal.settings()).end() == 0
+    assert {request.headers["Accept-Encoding"] for request in portal.requests} == {"identity"}
+
+
 def test_loopback_is_not_asked_through_a_proxy(portal: Portal, start: Start) -> None:
     proxy = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
     assert start("--once", settings=portal.settings(), extra_env=proxy).end() == 0
