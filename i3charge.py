@@ -56,6 +56,7 @@ STALE_REPORT = timedelta(minutes=5)
 CONNECT_AND_READ_TIMEOUT_S = (10, 30)
 POLL_LIMIT_S = 55  # for all the requests of one poll together, however slowly they trickle in
 NOTIFICATION_LIMIT_S = 10  # for each program that shows one and each address that is told
+REDELIVERY_S = 60  # between two tries to deliver, where the next poll is later
 LONGEST_BACKOFF_S = 300
 LONGEST_RETRY_AFTER_S = 3600
 BODY_LIMIT_BYTES = 1 << 20  # the recorded vehicle statuses have some 3,500
@@ -74,6 +75,10 @@ class TryAgain(Exception):
     def __init__(self, why: str, retry_after_s: float = 0) -> None:
         super().__init__(why)
         self.retry_after_s = retry_after_s
+
+
+class NotSent(TryAgain):
+    """The request has not left this computer, and BMW has not counted it."""
 
 
 class NotYet(Exception):
@@ -158,7 +163,8 @@ class Settings:
             sound = parts.hostname and parts.port != 0 and re.fullmatch(r"[!-\[\]-~]+", value)
             if not value or (sound and (plain or parts.scheme == "https")):
                 return value
-        self.problems.append(f"{name} should be an address such as https://example.com/")
+        begins = "https://" if secure else "http:// or https://"
+        self.problems.append(f"{name} should be an address that begins with {begins}")
         return "https://invalid/"
 
     def vin(self) -> str:
@@ -173,7 +179,7 @@ class Settings:
         value = self.text("LOG_INTERVAL", str(default_ms))
         if re.fullmatch(r"0*[1-9][0-9]{0,7}", value):
             return int(value) / 1000
-        should = "should be a whole number of milliseconds, such as 60000 for a minute"
+        should = "should be a whole number of milliseconds from 1 to 99999999, 60000 for a minute"
         self.problems.append(f"LOG_INTERVAL {should}")
         return default_ms / 1000
 
@@ -197,8 +203,9 @@ class Reading(NamedTuple):
     status: Status
     range: float | None = None  # in range_unit
     range_unit: str | None = None  # "km" or "mi"
-    minutes_to_full: float | None = None  # from `reported` on; only while charging
-    reported: datetime | None = None  # when the car said it
+    minutes_to_full: float | None = None  # as BMW said, and only while charging
+    reported: datetime | None = None  # when the car said its charge
+    minutes_from: datetime | None = None  # when BMW said the minutes, if not then
 
     @property
     def percent(self) -> str:
@@ -209,8 +216,9 @@ class Reading(NamedTuple):
         """Below zero when it should have been full before `now`."""
         if self.minutes_to_full is None:
             return None
-        # BMW repeats old readings: the minutes began when the car said them.
-        full_at = min(self.reported or now, now) + timedelta(minutes=self.minutes_to_full)
+        # BMW repeats old readings: the minutes began when it first said them.
+        began = min(self.minutes_from or self.reported or now, now)
+        full_at = began + timedelta(minutes=self.minutes_to_full)
         return (full_at - now).total_seconds()
 
     def full_about(self, now: datetime) -> str:
@@ -221,8 +229,8 @@ class Reading(NamedTuple):
         return f"full about {(now + timedelta(seconds=seconds)).astimezone():%H:%M}"
 
 
-# The words of hvStatus, then those of the older fields. INVALID and NOCHARGING say that the car
-# does not charge, and leave open whether it is plugged in.
+# The words of hvStatus, then those of the older fields. An unplugged car says INVALID and
+# NOCHARGING, and so may one that is plugged in.
 STATUS_WORDS: dict[str, Status] = {
     "CHARGING": "charging",
     "FINISHED_FULLY_CHARGED": "full",
@@ -270,9 +278,10 @@ def number(value: object, most: float) -> float | None:
 
 def utc(value: object) -> datetime | None:
     """An ISO 8601 time; one without an offset is in UTC already."""
-    with suppress(ValueError):
-        time = datetime.fromisoformat(word(value).replace("Z", "+00:00"))
-        return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
+    with suppress(ValueError, OverflowError):
+        moment = datetime.fromisoformat(word(value).replace("Z", "+00:00"))
+        aware = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        return aware.astimezone(timezone.utc)
     return None
 
 
@@ -315,6 +324,12 @@ class Answer(NamedTuple):
             if isinstance(found, dict):
                 return found
         raise self.failure()
+
+    def error(self) -> str:
+        """The `error` that OAuth names (RFC 6749, section 5.2), or ""."""
+        with suppress(TryAgain):
+            return word(self.json().get("error"))
+        return ""
 
     def failure(self) -> TryAgain:
         """Why this is not the answer that was hoped for."""
@@ -377,7 +392,9 @@ class Http:
         # Compressed, a small body could become a huge one in memory.
         self._session.headers["Accept-Encoding"] = "identity"
 
-    def send(self, what: str, method: str, url: str, **options: Any) -> Answer:
+    def send(
+        self, what: str, method: str, url: str, *, read_body: bool = True, **options: Any
+    ) -> Answer:
         """Send a request for `what`, with `options` for `requests.request`.
 
         Raises:
@@ -385,18 +402,23 @@ class Http:
                 of requests hold the address.
         """
         host = urlsplit(url).hostname or ""
-        proxies = {"no_proxy": "*"} if is_loopback(url) else None
+        proxies = {"no_proxy": "*"} if is_loopback(url) else None  # none leads back to here
         started_s = time.monotonic()
         try:
             options = {"timeout": CONNECT_AND_READ_TIMEOUT_S, "proxies": proxies, **options}
             with self._session.request(method, url, stream=True, **options) as response:
-                body = response.raw.read(BODY_LIMIT_BYTES + 1)
-        except (requests.Timeout, urllib3.exceptions.TimeoutError):
-            raise TryAgain(f"{host} did not answer in time when asked for {what}") from None
+                body = response.raw.read(BODY_LIMIT_BYTES + 1) if read_body else b""
+        except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
+            unsent = isinstance(error, requests.ConnectTimeout)
+            why = f"{host} did not answer in time when asked for {what}"
+            raise (NotSent if unsent else TryAgain)(why) from None
         except requests.exceptions.SSLError:
-            raise TryAgain(f"{host} could not prove that it is {host} (TLS)") from None
-        except (OSError, ValueError, urllib3.exceptions.HTTPError):
-            raise TryAgain(f"no connection to {host} for {what}, or it broke off") from None
+            raise NotSent(f"{host} could not prove that it is {host} (TLS)") from None
+        except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
+            reason = getattr(next(iter(error.args), None), "reason", None)
+            unsent = isinstance(reason, urllib3.exceptions.NewConnectionError)
+            why = f"no connection to {host} for {what}, or it broke off"
+            raise (NotSent if unsent else TryAgain)(why) from None
         if len(body) > BODY_LIMIT_BYTES:
             raise TryAgain(f"{host} sent far too much when asked for {what}")
         logger.debug(
@@ -410,7 +432,8 @@ class Http:
 def time_limit(seconds: float, why: str) -> Iterator[None]:
     """Raise TryAgain(`why`) in the block when it takes longer than `seconds`.
 
-    The time-outs of a socket begin anew with every byte; this one does not.
+    The time-outs of a socket begin anew with every byte; this one does not. It comes again every
+    second, in case that what it raises is lost, as in a finalizer.
     """
 
     def expire(*_: object) -> None:
@@ -517,17 +540,12 @@ class Portal:
             auth=Bearer(),  # none, not even that of ~/.netrc
         )
         if answer.status in (400, 401, 403):
-            refusal = {}
-            with suppress(TryAgain):
-                refusal = answer.json()
-            raise self._refused(refusal.get("error") or f"HTTP {answer.status}")
+            raise self._refused(answer.error() or f"HTTP {answer.status}")
         if answer.status not in (302, 303):
             raise answer.failure()
         fields = self._redirect_fields(answer)
         if fields is None or fields.get("state", state) != state:
             raise TryAgain("BMW answered the login with a redirect to somewhere else")
-        if fields.get("error") in self.PASSING_ERRORS:
-            raise TryAgain("BMW's login is out of order")
         if "error" in fields:
             raise self._refused(fields["error"])
         if not is_token(fields.get("access_token")):
@@ -544,7 +562,9 @@ class Portal:
                 return dict(parse_qsl(f"{target.query}&{target.fragment}".replace("+", "%2B")))
         return None
 
-    def _refused(self, error: object) -> TryAgain | SignInFailed:
+    def _refused(self, error: str) -> TryAgain | SignInFailed:
+        if error in self.PASSING_ERRORS:
+            return TryAgain("BMW's login is out of order")
         # BMW's gateway has refused good logins for minutes.
         self._logins_refused += 1
         said = printable(error, [self._form["username"], self._form["password"]])
@@ -566,14 +586,10 @@ class Portal:
         words = ("chargingHVStatus", "charging_status", "chargingSystemStatus")
         plug_word = word(car.get("connectorStatus"))
         status = status_of(charge, (word(car.get(name)) for name in words), plug_word)
-        ranges = (
-            ("", {"km": "km", "mls": "mi"}.get(word(car.get("unitOfLength")))),
-            ("Km", "km"),
-            ("Mile", "mi"),
-        )
-        found = ((number(car.get(f"beRemainingRangeElectric{n}"), 1000), u) for n, u in ranges)
-        known = (pair for pair in found if None not in pair)
-        distance, unit = next(known, (None, None))
+        unit_of_length = {"km": "km", "mls": "mi"}.get(word(car.get("unitOfLength")))
+        units = {"": unit_of_length, "Km": "km", "Mile": "mi"}.items()
+        found = ((number(car.get(f"beRemainingRangeElectric{n}"), 1000), u) for n, u in units)
+        distance, unit = next((pair for pair in found if None not in pair), (None, None))
         remaining = car.get("chargingTimeRemaining") if status == "charging" else None
         # "27.02.2018 19:59:03 UTC"
         day_first = r"(\d\d)\.(\d\d)\.(\d{4}) (\d\d:\d\d:\d\d) UTC"
@@ -663,7 +679,8 @@ class DeviceSignIn:
         if self._kept.refresh_token:
             refresh = {"grant_type": "refresh_token", "refresh_token": self._kept.refresh_token}
             answer = self._oauth("a new access token", "token", **refresh)
-            if answer.status not in (400, 401):
+            # Without an error of OAuth's own it was the gateway, and the refresh token is good.
+            if answer.status not in (400, 401, 403) or not answer.error():
                 self._keep_tokens(answer)
                 return
             self._kept.access_token = self._kept.refresh_token = ""
@@ -671,7 +688,8 @@ class DeviceSignIn:
             self._kept.save()
             self._news = "BMW wants a new sign-in: the terminal shows how"
         if not self._attended:
-            raise SignInFailed("CarData needs a sign-in: run python i3charge.py once by hand")
+            advice = "CarData needs a sign-in: run python i3charge.py once by hand"
+            raise SignInFailed(advice) if self._news else TryAgain(advice)
         if not self._device_code:
             self._ask_owner()
         elif self._owner_has_confirmed():
@@ -723,9 +741,12 @@ class DeviceSignIn:
                 self._device_code = ""
                 logger.info("signed in at BMW")
                 return True
-            error = answer.json().get("error")
-        except TryAgain as problem:  # the code is still good, so this is no reason to wait long
+            error = answer.error()
+            if answer.status not in (400, 401, 403) or not error:
+                raise answer.failure()
+        except TryAgain as problem:
             logger.error("%s; trying again", problem)
+            # The code is still good. RFC 8628 wants fewer requests after a time-out, too.
             error = "slow_down"
         if error == "slow_down":
             self._interval_s += 5
@@ -736,7 +757,7 @@ class DeviceSignIn:
         return False
 
     def _refused(self, answer: Answer) -> SignInFailed:
-        error = printable(answer.json().get("error"), [self._kept.client_id])
+        error = printable(answer.error(), [self._kept.client_id])
         if error == "access_denied":
             return SignInFailed("the sign-in at BMW was declined: start again to get a new code")
         return SignInFailed(
@@ -749,16 +770,18 @@ class DeviceSignIn:
         if answer.status != 200:
             raise answer.failure()
         said = answer.json()
-        if not (is_token(said.get("access_token")) and is_token(said.get("refresh_token"))):
+        refresh_token = said.get("refresh_token", self._kept.refresh_token)
+        if not (is_token(said.get("access_token")) and is_token(refresh_token)):
             raise TryAgain("BMW's answer holds no tokens")
-        self._kept.access_token = said["access_token"]
-        self._kept.refresh_token = said["refresh_token"]
+        self._kept.access_token, self._kept.refresh_token = said["access_token"], refresh_token
         self._kept.expires_s = time.time() + (number(said.get("expires_in"), most=1e6) or 3599)
         self._kept.save()
 
 
 class UnknownContainer(TryAgain):
-    """CarData no longer knows our container."""
+    """CarData does not know our container; where it says so in so many words, it is named."""
+
+    container = ""
 
 
 class CarData:
@@ -807,8 +830,8 @@ class CarData:
             self._find_container()
         try:
             answer = self._telematic_data()
-        except UnknownContainer:
-            self._find_container()
+        except UnknownContainer as unknown:
+            self._find_container(refused=unknown.container)
             answer = self._telematic_data()
         return self._reading(answer)
 
@@ -821,12 +844,13 @@ class CarData:
             most=self.REQUESTS_FOR_READINGS,
         )
 
-    def _find_container(self) -> None:
+    def _find_container(self, refused: str = "") -> None:
         path = "customers/containers"
         listed = self._send("its containers", "GET", path).json().get("containers")
         wanted = ("ACTIVE", self.CONTAINER["name"], self.CONTAINER["purpose"])
         for container in map(mapping, listed if isinstance(listed, list) else []):
-            if tuple(container.get(name) for name in ("state", "name", "purpose")) == wanted:
+            found = tuple(container.get(name) for name in ("state", "name", "purpose"))
+            if found == wanted and container.get("containerId") != refused:
                 break
         else:
             container = self._send("a container", "POST", path, json=self.CONTAINER).json()
@@ -845,7 +869,12 @@ class CarData:
         def send_once() -> Answer:
             self._spend_request(most)
             auth = Bearer(self._kept.access_token)
-            return self._http.send(what, method, url, headers=headers, auth=auth, **options)
+            try:
+                return self._http.send(what, method, url, headers=headers, auth=auth, **options)
+            except NotSent:
+                self._kept.requests_s.pop()
+                self._kept.save()
+                raise
 
         answer = send_once()
         if answer.status == 401:
@@ -889,8 +918,11 @@ class CarData:
             why = f"CarData says: {text} ({printable(code, hidden)})"
         if code in ("CU-104", "CU-120"):
             why += "; check VEHICLE_IDENTIFICATION_NUMBER"
-        unknown = answer.status == 404 or code in ("CU-105", "CU-122")
-        return (UnknownContainer if unknown else TryAgain)(why, failure.retry_after_s)
+        if code in ("CU-105", "CU-122") or answer.status == 404:
+            unknown = UnknownContainer(why, failure.retry_after_s)
+            unknown.container = self._kept.container if code else ""
+            return unknown
+        return TryAgain(why, failure.retry_after_s)
 
     @classmethod
     def _reading(cls, answer: Answer) -> Reading:
@@ -914,11 +946,7 @@ class CarData:
         level, charge = first_number(levels, most=100)
         if charge is None:
             raise TryAgain("CarData's answer holds no charge between 0 and 100")
-        reported = times.get(level)
         name, minutes_to_full = first_number(cls.MINUTES, most=A_DAY_MINUTES)
-        said = times.get(name)
-        if minutes_to_full is not None and said and reported:
-            minutes_to_full = max(0, minutes_to_full + (said - reported).total_seconds() / 60)
         _, range_km = first_number(cls.RANGE_KM, most=1000)
         return Reading(
             charge=charge,
@@ -926,7 +954,8 @@ class CarData:
             range=range_km,
             range_unit=None if range_km is None else "km",
             minutes_to_full=minutes_to_full if charging else None,
-            reported=reported,
+            reported=times.get(level),
+            minutes_from=times.get(name),
         )
 
 
@@ -953,17 +982,17 @@ class ChargeWatch:
         before, lowest = self._status, self._lowest
         if reading.status != "unknown":
             self._status = reading.status
-        kind: Kind | None = None
         if lowest is None:
-            pass
-        elif self._status == "full" and before != "full":
+            self._lowest = reading.charge
+            return None
+        kind: Kind | None = None
+        if self._status == "full" and before != "full":
             kind = "full"
         elif before == "charging" and self._status not in ("charging", "full"):
             kind = "stopped"
         elif round(reading.charge - lowest, 6) >= STEP_PERCENT:
             kind = "step"
-        # The first reading is where the count begins, and so is each that was news.
-        self._lowest = min(reading.charge, reading.charge if kind or lowest is None else lowest)
+        self._lowest = reading.charge if kind else min(lowest, reading.charge)
         return kind
 
 
@@ -1006,6 +1035,7 @@ def plain_line(reading: Reading, now: datetime, bar: str = "") -> str:
 
 def json_line(reading: Reading, now: datetime) -> str:
     fields = reading._asdict()
+    del fields["minutes_from"]
     fields["reported"] = reading.reported and reading.reported.isoformat()
     return json.dumps({"time": now.isoformat(timespec="seconds"), **fields})
 
@@ -1153,13 +1183,16 @@ class Mailbox:
             self._problem = str(problem)
 
     def give_up(self) -> None:
-        if self.waiting:
-            logger.error("%s has not been told: %s", self._host, self.waiting[-1].message)
+        for news in self.waiting:
+            logger.error("%s has not been told: %s", self._host, news.message)
 
     def _post(self, news: News) -> None:
         too_late = f"{self._host} did not answer a notification in time"
         with time_limit(NOTIFICATION_LIMIT_S, too_late):
-            answer = self._http.send("a notification", "POST", self._url, **self._form(news))
+            # A 2xx is enough: it must not be told again for what its body may be.
+            answer = self._http.send(
+                "a notification", "POST", self._url, read_body=False, **self._form(news)
+            )
         if not 200 <= answer.status < 300:
             raise TryAgain(f"{self._host} did not accept a notification (HTTP {answer.status})")
 
@@ -1208,8 +1241,12 @@ def run(
             for mailbox in phone:
                 mailbox.waiting.append(News(kind, message, reading, local_time()))
 
-    exit_status: int | None = None
+    def deliver() -> None:
+        for mailbox in phone:
+            mailbox.deliver()
+
     while True:
+        exit_status = 1 if once else None
         polled_s = time.monotonic()
         try:
             with time_limit(POLL_LIMIT_S, "BMW took too long to answer"):
@@ -1218,11 +1255,9 @@ def run(
             failures += 1
             wait_s = backoff_s(failures, door.interval_s, problem.retry_after_s)
             next_s = time.monotonic() + wait_s
-            exit_status = 1 if once else None
             logger.error("%s%s", problem, "" if once else f"; next try in {duration(wait_s)}")
         except NotYet as wait:
             next_s = time.monotonic() + wait.wait_s
-            exit_status = 1 if once else None
             if wait.news:
                 logger.warning("%s", wait.news)
                 tell("error", wait.news)
@@ -1241,14 +1276,17 @@ def run(
             tick_s = next_tick_s(now_s, first_s, door.interval_s)
             full_in_s = reading.seconds_to_full(now)
             next_s = next_poll_s(now_s, polled_s, tick_s, full_in_s, door.gap_s)
-            exit_status = 0 if once or (until_full and reading.status == "full") else None
-        for mailbox in phone:
-            mailbox.deliver()
+            if once or (until_full and reading.status == "full"):
+                exit_status = 0
+        deliver()
         if exit_status is not None:
             for mailbox in phone:
                 mailbox.give_up()
             return exit_status
-        time.sleep(max(0, next_s - time.monotonic()))
+        while (left_s := next_s - time.monotonic()) > 0:
+            time.sleep(min(left_s, REDELIVERY_S))
+            if left_s > REDELIVERY_S:
+                deliver()
 
 
 # --- The command line -----------------------------------------------------------------------
@@ -1300,6 +1338,8 @@ def main() -> int:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))
+    # An interrupt can leave an object half made, whose finalizer fails: no news for the owner.
+    sys.unraisablehook = lambda _: None
     logging.raiseExceptions = False  # a log that cannot be written is no reason to stop
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))

@@ -180,6 +180,25 @@ def test_gateway_trouble_during_the_sign_in_is_survived(cardata: CarData, start:
     assert len(cardata.seen("device/code")) == 1
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (500, {"message": "Internal Server Error"}),
+        (503, {"error": "temporarily_unavailable"}),
+        (429, {"error": "rate_limited"}),
+        (403, {"message": "no"}),
+        (200, {}),
+    ],
+)
+def test_odd_answer_during_the_sign_in_is_survived(
+    cardata: CarData, start: Start, answer: tuple[int, dict[str, str]]
+) -> None:
+    cardata.token_answers = [lambda h: h.reply(*answer)]
+    script = start(settings=cardata.settings())
+    script.wait_for_stderr("; trying again")
+    assert script.process.poll() is None
+
+
 def test_ctrl_c_while_the_owner_is_waited_for(cardata: CarData, start: Start) -> None:
     cardata.pending = 10**6
     script = start(settings=cardata.settings())
@@ -188,11 +207,14 @@ def test_ctrl_c_while_the_owner_is_waited_for(cardata: CarData, start: Start) ->
     assert len(script.stderr) == 1
 
 
-def test_once_does_not_wait_for_a_sign_in(cardata: CarData, start: Start) -> None:
-    script = start("--once", settings=cardata.settings())
+def test_once_does_not_wait_for_a_sign_in(
+    cardata: CarData, start: Start, terminal_notifier: Notifier
+) -> None:
+    script = start("--once", settings=cardata.settings(), mac=True)
     assert script.end() == 1
     assert script.stderr_with("run python i3charge.py once by hand") == 1
     assert cardata.requests == []
+    assert terminal_notifier.messages() == []
 
 
 def test_token_that_expires_during_the_run_is_renewed(
@@ -248,6 +270,44 @@ def test_refresh_token_that_died_leads_to_a_new_sign_in(
     script.wait_for_readings(1)
     assert terminal_notifier.messages() == ["BMW wants a new sign-in: the terminal shows how"]
     assert script.stderr_with("confirm the code CODE-1") == 1
+
+
+def test_refused_refresh_at_once_is_told(
+    cardata: CarData, start: Start, store: Path, terminal_notifier: Notifier
+) -> None:
+    keep(store, {**cardata.sign_in(), "expires_s": 0.0, "refresh_token": "secret-dead"})
+    script = start("--once", settings=cardata.settings(), mac=True)
+    assert script.end() == 1
+    assert len(terminal_notifier.messages()) == 1
+
+
+def test_refresh_refused_with_403_is_refused(cardata: CarData, start: Start, store: Path) -> None:
+    keep(store, {**cardata.sign_in(), "expires_s": 0.0})
+    cardata.token_answers = [lambda h: h.reply(403, {"error": "access_denied"})]
+    script = start(settings=cardata.settings())
+    script.wait_for_stderr("confirm the code CODE-1")
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_gateway_cannot_take_the_refresh_token(
+    cardata: CarData, start: Start, store: Path, status: int
+) -> None:
+    keep(store, {**cardata.sign_in(), "expires_s": 0.0})
+    cardata.token_answers = [lambda h: h.reply(status, "<html>gateway</html>")]
+    script = start(settings=cardata.settings())
+    script.wait_for_readings(1)
+    assert cardata.seen("device/code") == []
+
+
+def test_refresh_that_names_no_new_refresh_token_keeps_the_old(
+    cardata: CarData, start: Start, store: Path
+) -> None:
+    kept = cardata.sign_in()
+    keep(store, {**kept, "expires_s": 0.0})
+    answer = {"access_token": kept["access_token"], "expires_in": 3599}
+    cardata.token_answers = [lambda h: h.reply(200, answer)]
+    assert start("--once", settings=cardata.settings()).end() == 0
+    assert json.loads(store.read_text())["refresh_token"] == kept["refresh_token"]
 
 
 def test_news_of_a_sign_in_survives_a_fault_in_between(
@@ -326,12 +386,21 @@ def test_container_that_bmw_forgot_is_made_again(
     assert [r.method for r in cardata.seen("/api/")] == ["GET", "GET", "POST", "GET"]
 
 
-def test_container_is_looked_for_once_only(cardata: CarData, start: Start, store: Path) -> None:
+def test_container_that_is_refused_but_listed_is_replaced(
+    cardata: CarData, start: Start, store: Path
+) -> None:
+    keep(store, cardata.sign_in())
+    cardata.readings = [refuse("CU-105", "no"), telematic()]
+    assert start("--once", settings=cardata.settings()).end() == 0
+    assert [r.method for r in cardata.seen("/api/")] == ["GET", "GET", "POST", "GET"]
+
+
+def test_container_is_replaced_once_only(cardata: CarData, start: Start, store: Path) -> None:
     keep(store, cardata.sign_in())
     cardata.readings = [refuse("CU-105", "no")]
     script = start("--once", settings=cardata.settings())
     assert script.end() == 1
-    assert len(cardata.seen("/api/")) == 3
+    assert len(cardata.seen("/api/")) == 4
 
 
 # Errors and the quota
@@ -386,6 +455,16 @@ def test_spent_quota_survives_a_restart_and_is_waited_for(
     assert len(script.stderr) == 1
 
 
+def test_requests_that_never_left_cost_nothing(cardata: CarData, start: Start, store: Path) -> None:
+    keep(store, cardata.sign_in())
+    cardata.stop_listening()
+    script = start("--once", settings=cardata.settings())
+    assert script.end() == 1
+    assert script.stderr_with("no connection to 127.0.0.1") == 1
+    assert json.loads(store.read_text())["requests_s"] == []
+    cardata.listen_again()
+
+
 def test_quota_used_up_ends_once_with_status_1(cardata: CarData, start: Start, store: Path) -> None:
     keep(store, {**cardata.sign_in(), "requests_s": [time.time() - 60.0] * 48})
     script = start("--once", settings=cardata.settings())
@@ -419,6 +498,7 @@ def test_reading_has_every_field() -> None:
         range_unit="km",
         minutes_to_full=140.0,
         reported=NOW,
+        minutes_from=NOW,
     )
 
 
@@ -475,11 +555,25 @@ def test_words_mean_what_they_mean_at_the_other_door(
     assert reading(telematic(NOW, hv_status=hv_status, plug=plug)).status == status
 
 
-def test_minutes_count_from_the_report_that_is_shown() -> None:
+def test_minutes_count_from_when_bmw_said_them() -> None:
     found = reading(telematic(NOW, predicted=("62", 30), header=None, minutes=("60", 10)))
-    assert found.minutes_to_full == 80
-    assert found.full_about(NOW).startswith("full about ")
     assert found.seconds_to_full(NOW) == 50 * 60
+    assert json.loads(i3charge.json_line(found, NOW))["minutes_to_full"] == 60
+
+
+@pytest.mark.parametrize("said", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+def test_absurd_time_stamps_are_survived(said: str) -> None:
+    data = telematic(NOW)
+    for entry in data["telematicData"].values():
+        entry["timestamp"] = said
+    i3charge.plain_line(reading(data), NOW)
+
+
+def test_report_is_in_utc_whatever_the_offset() -> None:
+    data = telematic(NOW, header=None)
+    for entry in data["telematicData"].values():
+        entry["timestamp"] = "2026-08-18T16:30:00+02:00"
+    assert json.loads(i3charge.json_line(reading(data), NOW))["reported"] == NOW.isoformat()
 
 
 def test_second_names_are_used_where_the_first_are_missing() -> None:

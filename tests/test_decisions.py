@@ -9,15 +9,13 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import i3charge
 from i3charge import Answer, ChargeWatch, Portal, Reading, TryAgain
 
 # A loaded machine is no failure.
-settings.register_profile("patient", settings(), deadline=None)
-settings.load_profile("patient")
 
 CET = timezone(timedelta(hours=1))
 NOW = datetime(2026, 11, 22, 19, 20, 11, tzinfo=CET)
@@ -79,7 +77,6 @@ def test_what_is_no_number_in_json_is_no_charge(literal: str) -> None:
         reading_of(f'{{"attributesMap": {{"chargingLevelHv": {literal}}}}}'.encode())
 
 
-@settings(max_examples=50)
 @given(st.decimals(0, 100, places=2))
 def test_every_percentage_is_a_charge(charge: object) -> None:
     assert reading(str(charge)).charge == float(str(charge))
@@ -606,7 +603,6 @@ def naive_news(history: list[tuple[int, str]]) -> list[str | None]:
     return told
 
 
-@settings(max_examples=200)
 @given(HISTORIES)
 def test_news_is_what_the_rules_say(history: list[tuple[int, str]]) -> None:
     assert news_of(history) == naive_news(history)
@@ -723,7 +719,6 @@ def test_no_retry_after() -> None:
     assert Answer("status", "host", 500, {}, b"").failure().retry_after_s == 0
 
 
-@settings(max_examples=50)
 @given(st.text() | st.from_regex(r"[A-Z][a-z]{2}, \d+ [A-Z][a-z]{2} \d+ \d+:\d+:\d+ [A-Z+\-0-9]*"))
 def test_any_retry_after_is_kept_within_an_hour(value: str) -> None:
     assert 0 <= retry_after_s(value) <= 3600

@@ -26,7 +26,9 @@ json_values = st.recursive(
     max_leaves=12,
 )
 numbers = st.sampled_from(["62.0", "100", "-1", "101", "NaN", "1e999", "", "0", "62,0", "٦٢"])
-times = st.sampled_from(["27.02.2018 19:59:03 UTC", "2026-08-18T14:16:36.000Z", "31.02.2018", "x"])
+times = st.sampled_from(
+    ["27.02.2018 19:59:03 UTC", "2026-08-18T14:16:36.000Z", "31.02.2018", "9999-12-31T23:59:59Z"]
+)
 words = st.sampled_from([*i3charge.STATUS_WORDS, *i3charge.PLUG_WORDS, "INVALID", "NEW"])
 values = numbers | times | words | json_values
 

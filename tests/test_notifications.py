@@ -756,3 +756,37 @@ def test_refused_login_has_no_sound(
     assert start(settings=portal.settings(), mac=True).end() == 1
     (call,) = terminal_notifier.calls()
     assert "-sound" not in call
+
+
+def big(handler: Handler) -> None:
+    handler.reply(200, b"x" * 2_000_000)
+
+
+def endless(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.wfile.write(b"1\r\nx\r\n")
+    handler.wfile.flush()
+    handler.server.closing.wait(60)
+
+
+@pytest.mark.parametrize("body", [big, endless])
+def test_accepted_is_accepted_whatever_the_body(
+    watch: Watch, webhook: Recorder, addresses: dict[str, str], body: Answer
+) -> None:
+    webhook.answers = [body]
+    script = watch(charging(), full_car(), full_car(), full_car(), addresses=addresses)
+    assert len(webhook.requests) == 1
+    assert script.stderr_with("127.0.0.1 ") == 0
+
+
+def test_long_wait_for_the_next_poll_does_not_hold_up_the_phone(
+    portal: Portal, start: Start, webhook: Recorder, addresses: dict[str, str]
+) -> None:
+    portal.readings = [charging("60.0"), full_car()]
+    webhook.answers = [lambda handler: handler.reply(500)] * 2
+    settings = {**portal.settings(), **addresses, "LOG_INTERVAL": "3000"}
+    script = start(settings=settings, constants={"REDELIVERY_S": 0.1})
+    webhook.wait_for(lambda: webhook.accepted, "the webhook")
+    assert len(script.stdout) == 2

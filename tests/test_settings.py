@@ -24,8 +24,6 @@ from hypothesis import strategies as st
 import i3charge
 
 # A loaded machine is no failure.
-hypothesis.settings.register_profile("patient", hypothesis.settings(), deadline=None)
-hypothesis.settings.load_profile("patient")
 
 REQUIRED = ["USERNAME", "PASSWORD", "VEHICLE_IDENTIFICATION_NUMBER", "AUTH_CLIENT_ID"]
 BMW_URLS = ["CONNECTED_DRIVE_BASE_URL", "AUTH_BASE_URL"]
@@ -397,7 +395,7 @@ def test_bmw_urls_that_are_refused(name: str, url: str) -> None:
     (line,) = problems(**{name: url})
     assert line.startswith(f"{name} ")
     assert "https" in line
-    assert url not in line.replace("https://example.com/", "")
+    assert url not in line.replace("begins with https://", "")
 
 
 @pytest.mark.parametrize("name", PHONE_URLS)
@@ -509,7 +507,6 @@ FILES = st.binary() | st.lists(LINES).map(
 )
 
 
-@hypothesis.settings(max_examples=200)
 @given(FILES)
 @example(b"\xff\xfe")
 @example(b"\x00=\x00")

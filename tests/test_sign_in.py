@@ -121,7 +121,7 @@ REFUSALS = {
     "400": ("invalid_grant", lambda p: lambda h: h.reply(400, {"error": "invalid_grant"})),
     "403-page": ("HTTP 403", lambda p: lambda h: h.reply(403, "<html>No</html>")),
     "400-odd-json": ("HTTP 400", lambda p: lambda h: h.reply(400, "[]")),
-    "error-is-no-text": ("no reason", lambda p: lambda h: h.reply(401, {"error": {"a": 1}})),
+    "error-is-no-text": ("HTTP 401", lambda p: lambda h: h.reply(401, {"error": {"a": 1}})),
 }
 
 
@@ -152,6 +152,13 @@ def test_error_that_is_not_the_owners_is_tried_again(
     portal: Portal, start: Start, error: str
 ) -> None:
     portal.logins = [redirect(portal, f"{REDIRECT_URI}?error={error}"), None]
+    script = start(settings=portal.settings())
+    script.wait_for_readings(1)
+    assert script.stderr_with("BMW's login is out of order") == 1
+
+
+def test_gateway_that_says_so_in_json_is_tried_again(portal: Portal, start: Start) -> None:
+    portal.logins = [lambda h: h.reply(401, {"error": "temporarily_unavailable"}), None]
     script = start(settings=portal.settings())
     script.wait_for_readings(1)
     assert script.stderr_with("BMW's login is out of order") == 1
