@@ -185,8 +185,10 @@ class Settings:
 
     def check(self) -> None:
         if any("missing" in problem for problem in self.problems):
-            hint = "copy .env.example to .env and fill it in, or see --demo, which needs no account"
-            self.problems.append(hint)
+            self.problems.append(
+                "copy .env.example to .env and fill it in (with CARDATA_CLIENT_ID, the door that"
+                " BMW has open today, no password is needed); --demo needs no account"
+            )
         if self.problems:
             raise SettingsError(*self.problems)
 
@@ -1179,7 +1181,7 @@ class Mailbox:
                 self._problem = ""
         except TryAgain as problem:
             if str(problem) != self._problem:
-                logger.error("%s; trying again at every poll", problem)
+                logger.error("%s; it will be tried again", problem)
             self._problem = str(problem)
 
     def give_up(self) -> None:
