@@ -31,7 +31,6 @@ import re
 import secrets
 import shlex
 import stat
-import subprocess
 import sys
 import tempfile
 import time
@@ -41,12 +40,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Literal, NamedTuple, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 import requests
 import urllib3
 from dotenv.parser import parse_stream
+
+if TYPE_CHECKING:
+    import subprocess  # not needed before the first notification
 
 __version__ = "1.0.0"
 
@@ -1103,6 +1105,8 @@ class Desktop:
         self._said = False
 
     def show(self, message: str, *, sound: bool) -> None:
+        import subprocess
+
         for way in list(self._ways):
             try:
                 with way(message, "Glass" if sound else "") as process:
@@ -1138,6 +1142,8 @@ class Desktop:
 
     @staticmethod
     def _start(*command: str) -> subprocess.Popen[bytes]:
+        import subprocess
+
         quiet = subprocess.DEVNULL
         return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
 
