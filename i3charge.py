@@ -43,9 +43,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, ClassVar, Literal, NamedTuple, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
-import requests
-import urllib3
-from dotenv.parser import parse_stream
+try:
+    import requests
+    import urllib3
+    from dotenv.parser import parse_stream
+except ImportError as missing:
+    sys.exit(f"i3charge: this Python has no {missing.name}; README.md says how to install it")
 
 if TYPE_CHECKING:
     import subprocess  # not needed before the first notification
@@ -116,7 +119,7 @@ def load_variables(path: Path, *, required: bool) -> dict[str, str]:
             logger.warning("other users of this computer can read the settings; mend it: %s", mend)
     except FileNotFoundError:
         if required:
-            raise SettingsError(f"--env-file should be a settings file: no {path} here") from None
+            raise SettingsError(f"--env-file: there is no file {path}") from None
         return dict(os.environ)
     except UnicodeDecodeError:
         raise SettingsError(f"{path} should be UTF-8 text") from None
@@ -417,7 +420,8 @@ class Http:
             why = f"{host} did not answer in time when asked for {what}"
             raise (NotSent if unsent else TryAgain)(why) from None
         except requests.exceptions.SSLError:
-            raise NotSent(f"{host} could not prove that it is {host} (TLS)") from None
+            why = f"the certificate of {host} is not valid: check this computer's date and network"
+            raise NotSent(why) from None
         except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
             reason = getattr(next(iter(error.args), None), "reason", None)
             unsent = isinstance(reason, urllib3.exceptions.NewConnectionError)
@@ -692,7 +696,7 @@ class DeviceSignIn:
             self._kept.save()
             self._news = "BMW wants a new sign-in: the terminal shows how"
         if not self._attended:
-            advice = "CarData needs a sign-in: run python i3charge.py once by hand"
+            advice = "CarData needs a sign-in: run python i3charge.py once by hand, without --once"
             raise SignInFailed(advice) if self._news else TryAgain(advice)
         if not self._device_code:
             self._ask_owner()
@@ -1120,7 +1124,7 @@ class Desktop:
             except Exception as problem:  # noqa: BLE001 - pync raises no narrower one
                 logger.debug("%s did not work: %s", way.__name__[1:], type(problem).__name__)
         if not self._said:
-            logger.warning("this machine shows no notifications; README.md says what can be done")
+            logger.warning("this machine shows no notifications; README.md says what may help")
         self._said = True
 
     def _pync(self, message: str, sound: str) -> subprocess.Popen[bytes]:
@@ -1312,8 +1316,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--once", action="store_true", help="take one reading, then end")
     parser.add_argument("--json", action="store_true", help="log one JSON object a line")
     parser.add_argument("--demo", action="store_true", help="log a simulated i3 until it is full")
-    parser.add_argument("--env-file", type=Path, metavar="PATH", help="settings file, not .env")
-    parser.add_argument("-v", "--verbose", action="store_true", help="say what BMW is asked")
+    parser.add_argument("--env-file", type=Path, metavar="PATH", help="read the settings from PATH")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="show what is asked and answered"
+    )
     parser.add_argument("--version", action="version", version=f"i3charge {__version__}")
     return parser.parse_args()
 
@@ -1418,7 +1424,7 @@ def simulated_bmw() -> Iterator[dict[str, str]]:
                 "chargingHVStatus": "CHARGING" if charge < 100 else "FINISHED_FULLY_CHARGED",
                 "connectorStatus": "CONNECTED",
                 "chargingTimeRemaining": f"{(100 - charge) / 1.5 * interval_ms / 60_000:.3f}",
-                "beRemainingRangeElectricKm": str(charge * 1.6),
+                "beRemainingRangeElectricKm": f"{charge * 1.6:.1f}",
                 "updateTime": f"{datetime.now(timezone.utc):%d.%m.%Y %H:%M:%S} UTC",
             }
             self.answer(200, json.dumps({"attributesMap": car}))

@@ -436,3 +436,12 @@ def test_refused_connection_is_survived(portal: Portal, start: Start) -> None:
         settings = {**portal.settings(), "AUTH_BASE_URL": nobody}
         script = start(settings=settings)
         script.wait_for_stderr("no connection to 127.0.0.1", count=2)
+
+
+def test_missing_package_is_said_in_one_line(tmp_path: Path, start: Start) -> None:
+    (tmp_path / "requests.py").write_text("raise ModuleNotFoundError(name='requests')")
+    script = start("--demo", extra_env={"PYTHONPATH": str(tmp_path)})
+    assert script.end() == 1
+    assert script.stderr == [
+        "i3charge: this Python has no requests; README.md says how to install it"
+    ]
