@@ -1232,6 +1232,13 @@ def backoff_s(failures: int, interval_s: float, retry_after_s: float) -> float:
     return max(min(interval_s * 2.0 ** min(failures - 1, 20), longest_s), retry_after_s)
 
 
+def fault(problem: Exception) -> str:
+    """Of our own: its text and traceback stay untold, for they could hold a secret."""
+    frame, line_number = list(traceback.walk_tb(problem.__traceback__))[-1]
+    place = f"{Path(frame.f_code.co_filename).name}, line {line_number}"
+    return f"a fault in i3charge itself: {type(problem).__name__} in {place}; please report it"
+
+
 def run(
     door: Door,
     charge_log: ChargeLog,
@@ -1263,11 +1270,6 @@ def run(
         try:
             with time_limit(POLL_LIMIT_S, "BMW took too long to answer"):
                 reading = door.read()
-        except TryAgain as problem:
-            failures += 1
-            wait_s = backoff_s(failures, door.interval_s, problem.retry_after_s)
-            next_s = time.monotonic() + wait_s
-            logger.error("%s%s", problem, "" if once else f"; next try in {duration(wait_s)}")
         except NotYet as wait:
             next_s = time.monotonic() + wait.wait_s
             if wait.news:
@@ -1277,6 +1279,13 @@ def run(
             exit_status = 1
             logger.error("%s", problem)
             tell("error", str(problem))
+        except Exception as problem:  # noqa: BLE001 - even a fault of ours may pass
+            failures += 1
+            if not isinstance(problem, TryAgain):
+                problem = TryAgain(fault(problem))
+            wait_s = backoff_s(failures, door.interval_s, problem.retry_after_s)
+            next_s = time.monotonic() + wait_s
+            logger.error("%s%s", problem, "" if once else f"; next try in {duration(wait_s)}")
         else:
             failures = 0
             now = local_time()
@@ -1377,10 +1386,8 @@ def main() -> int:
         return 130
     except BrokenPipeError:
         return 0
-    except Exception as fault:  # noqa: BLE001 - its text and traceback could hold a secret
-        frame, line_number = list(traceback.walk_tb(fault.__traceback__))[-1]
-        place = f"{Path(frame.f_code.co_filename).name}, line {line_number}"
-        logger.critical("a fault in i3charge itself: %s in %s", type(fault).__name__, place)
+    except Exception as problem:  # noqa: BLE001 - no traceback, whatever it is
+        logger.critical("%s", fault(problem))
         return 1
     finally:
         # What could not be written would be tried once more, and fail, at the exit.

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from collections import Counter
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -18,6 +19,8 @@ from pathlib import Path
 import pytest
 from conftest import LOG_LINE, SCRIPT, Notifier, Script, Start
 from fake_bmw import Handler, Portal, car, full_car
+
+import i3charge
 
 
 def ago(**span: float) -> str:
@@ -445,3 +448,33 @@ def test_missing_package_is_said_in_one_line(tmp_path: Path, start: Start) -> No
     assert script.stderr == [
         "i3charge: this Python has no requests; README.md says how to install it"
     ]
+
+
+def test_fault_of_our_own_does_not_end_the_loop(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Door:
+        interval_s = gap_s = 60.0
+        polls = 0
+
+        def read(self) -> i3charge.Reading:
+            self.polls += 1
+            if self.polls == 3:
+                raise KeyboardInterrupt
+            raise ZeroDivisionError("secret")
+
+    clock = types.SimpleNamespace(monotonic=time.monotonic, time=time.time, sleep=None)
+    monkeypatch.setattr(i3charge, "time", clock)
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock.monotonic = lambda: time.monotonic() + sum(slept)
+
+    clock.sleep = sleep
+    with pytest.raises(KeyboardInterrupt):
+        i3charge.run(Door(), i3charge.ChargeLog(as_json=False), i3charge.Desktop(), [])
+    assert len(caplog.messages) == 2
+    assert "ZeroDivisionError in test_command_line.py" in caplog.messages[0]
+    assert "next try in 60 s" in caplog.messages[0]
+    assert "secret" not in caplog.text
