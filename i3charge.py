@@ -1283,8 +1283,13 @@ def run(
             failures += 1
             if not isinstance(problem, TryAgain):
                 problem = TryAgain(fault(problem))
-            wait_s = backoff_s(failures, door.interval_s, problem.retry_after_s)
-            next_s = time.monotonic() + wait_s
+            now_s = time.monotonic()
+            next_s = now_s + backoff_s(failures, door.interval_s, problem.retry_after_s)
+            if failures == 1 and reading and not problem.retry_after_s:
+                # Where the end of a charge was to be seen, half an hour is too long to wait.
+                full_in_s = reading.seconds_to_full(local_time())
+                next_s = next_poll_s(now_s, now_s, next_s, full_in_s, door.gap_s)
+            wait_s = next_s - now_s
             logger.error("%s%s", problem, "" if once else f"; next try in {duration(wait_s)}")
         else:
             failures = 0

@@ -762,3 +762,28 @@ def test_poll_is_brought_forward_to_the_end_of_the_charge(
     full_in_s: float | None, gap_s: float, next_s: float
 ) -> None:
     assert i3charge.next_poll_s(100, 100, 1800, full_in_s, gap_s) == next_s
+
+
+def test_fault_at_the_predicted_end_does_not_cost_half_an_hour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = FakeTime()
+    monkeypatch.setattr(i3charge, "time", clock)
+    polls_s: list[float] = []
+
+    class Door:
+        interval_s, gap_s = 1800.0, 600.0
+
+        def read(self) -> Reading:
+            polls_s.append(clock.now_s)
+            if len(polls_s) == 1:
+                now = datetime.fromtimestamp(clock.now_s, timezone.utc)
+                return Reading(95, "charging", minutes_to_full=20, reported=now)
+            if len(polls_s) == 4:
+                raise KeyboardInterrupt
+            raise i3charge.TryAgain("out of order")
+
+    with pytest.raises(KeyboardInterrupt):
+        i3charge.run(Door(), i3charge.ChargeLog(as_json=False), i3charge.Desktop(), [])
+    gaps_s = [later - earlier for earlier, later in zip(polls_s, polls_s[1:])]
+    assert gaps_s == [1200, 600, 1800]
