@@ -4,7 +4,7 @@
 A reading at every `LOG_INTERVAL`: one line on stdout, everything else on stderr. A
 notification at every 5 % that the charge has risen, and when charging has ended, then on the
 phone too. Settings come from `.env` beside this file (see `.env.example`) and from the
-environment.
+environment; a sign-in at BMW CarData is kept in `.cardata.json` beside the settings file.
 """
 
 from __future__ import annotations
