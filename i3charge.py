@@ -332,10 +332,10 @@ class Answer(NamedTuple):
                 return found
         raise self.failure()
 
-    def error(self) -> str:
-        """The `error` that OAuth names (RFC 6749, section 5.2), or ""."""
+    def field(self, name: str) -> str:
+        """A text in the JSON object, as an error's code; "" where there is none."""
         with suppress(TryAgain):
-            return word(self.json().get("error"))
+            return word(self.json().get(name))
         return ""
 
     def failure(self) -> TryAgain:
@@ -548,7 +548,7 @@ class Portal:
             auth=Bearer(),  # none, not even that of ~/.netrc
         )
         if answer.status in (400, 401, 403):
-            raise self._refused(answer.error() or f"HTTP {answer.status}")
+            raise self._refused(answer.field("error") or f"HTTP {answer.status}")
         if answer.status not in (302, 303):
             raise answer.failure()
         fields = self._redirect_fields(answer)
@@ -688,7 +688,7 @@ class DeviceSignIn:
             refresh = {"grant_type": "refresh_token", "refresh_token": self._kept.refresh_token}
             answer = self._oauth("a new access token", "token", **refresh)
             # Without an error of OAuth's own it was the gateway, and the refresh token is good.
-            if answer.status not in (400, 401, 403) or not answer.error():
+            if answer.status not in (400, 401, 403) or not answer.field("error"):
                 self._keep_tokens(answer)
                 return
             self._kept.access_token = self._kept.refresh_token = ""
@@ -749,7 +749,7 @@ class DeviceSignIn:
                 self._device_code = ""
                 logger.info("signed in at BMW")
                 return True
-            error = answer.error()
+            error = answer.field("error")
             if answer.status not in (400, 401, 403) or not error:
                 raise answer.failure()
         except TryAgain as problem:
@@ -765,7 +765,7 @@ class DeviceSignIn:
         return False
 
     def _refused(self, answer: Answer) -> SignInFailed:
-        error = printable(answer.error(), [self._kept.client_id])
+        error = printable(answer.field("error"), [self._kept.client_id])
         if error == "access_denied":
             return SignInFailed("the sign-in at BMW was declined: start again to get a new code")
         return SignInFailed(
@@ -912,17 +912,14 @@ class CarData:
         self._kept.save()
 
     def _failure(self, answer: Answer) -> TryAgain:
-        said: dict[str, Any] = {}
-        with suppress(TryAgain):
-            said = answer.json()
-        code = word(said.get("exveErrorId"))
+        code = answer.field("exveErrorId")
         if answer.status == 429 or code == "CU-429":
             return TryAgain("BMW says that CarData's 50 requests for 24 hours are used up", 3600)
         failure = answer.failure()
         why = str(failure)
         if code:
             hidden = (self._vin, *(word(value) for value in vars(self._kept).values()))
-            text = printable(said.get("exveErrorMsg"), hidden)
+            text = printable(answer.field("exveErrorMsg"), hidden)
             why = f"CarData says: {text} ({printable(code, hidden)})"
         if code in ("CU-104", "CU-120"):
             why += "; check VEHICLE_IDENTIFICATION_NUMBER"

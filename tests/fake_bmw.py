@@ -176,7 +176,26 @@ def full_car(charge: object = "100.0", **fields: object) -> dict[str, Any]:
     return car(charge, **{**words, **fields})
 
 
-class Portal(Server):
+class Door(Server):
+    """What both doors have: `readings` are what it does next, and the last one stays."""
+
+    def __init__(self, first: dict[str, Any]) -> None:
+        super().__init__()
+        self.readings: list[dict[str, Any] | Answer] = [first]
+        self.served = 0  # readings that were sent whole
+
+    def send_reading(self, handler: Handler) -> None:
+        item = self.readings.pop(0) if len(self.readings) > 1 else self.readings[0]
+        if callable(item):
+            item(handler)
+            return
+        handler.reply(200, item, Content_Type="application/json")
+        with self.changed:
+            self.served += 1
+            self.changed.notify_all()
+
+
+class Portal(Door):
     """The portal API. `logins` and `readings` are what it does next; the last one stays.
 
     An entry is a dict, the vehicle's status, or a function that answers by itself; for
@@ -184,12 +203,10 @@ class Portal(Server):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(car())
         self.username, self.password = USERNAME, PASSWORD
         self.logins: list[Answer | None] = [None]
-        self.readings: list[dict[str, Any] | Answer] = [car()]
         self.tokens: list[str] = []
-        self.served = 0  # readings that were sent whole
 
     def settings(self) -> dict[str, str]:
         return {
@@ -219,14 +236,7 @@ class Portal(Server):
         elif request.headers.get("Authorization") != expected:
             handler.reply(401, {"error": "invalid_token"})
         else:
-            item = self.readings.pop(0) if len(self.readings) > 1 else self.readings[0]
-            if callable(item):
-                item(handler)
-                return
-            handler.reply(200, item, Content_Type="application/json")
-            with self.changed:
-                self.served += 1
-                self.changed.notify_all()
+            self.send_reading(handler)
 
     def good_login(self, handler: Handler) -> None:
         form = dict(parse_qsl(handler.body.decode()))

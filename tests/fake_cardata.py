@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Callable
 from urllib.parse import parse_qs, urlsplit
 
-from fake_bmw import VIN, Answer, Handler, Request, Server
+from fake_bmw import VIN, Answer, Door, Handler, Request
 
 CLIENT_ID = "secret-client-id"
 SCOPE = "authenticate_user openid cardata:api:read"
@@ -68,13 +68,12 @@ def full(**entries: Any) -> dict[str, Any]:
     )
 
 
-class CarData(Server):
+class CarData(Door):
     """`readings` is what it answers next, the last one stays: a dict, or a function of the
     handler. `token_answers` are functions of the handler for the next requests for a token."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.readings: list[dict[str, Any] | Answer] = [telematic()]
+        super().__init__(telematic())
         self.device_answers: list[Answer] = []
         self.token_answers: list[Answer] = []
         self.api_answers: list[Answer] = []
@@ -83,7 +82,6 @@ class CarData(Server):
         self.lifetime_s = 3599
         self.quota = 50
         self.spent = 0
-        self.served = 0
         self.tokens = 0
         self.access_token = ""
         self.refresh_token = ""
@@ -241,14 +239,7 @@ class CarData(Server):
         if not asked or asked[0] not in known:
             self.refuse(handler, 403, "CU-105", "No permission for this container")
             return
-        item = self.readings.pop(0) if len(self.readings) > 1 else self.readings[0]
-        if callable(item):
-            item(handler)
-            return
-        handler.reply(200, item, Content_Type="application/json")
-        with self.changed:
-            self.served += 1
-            self.changed.notify_all()
+        self.send_reading(handler)
 
     @staticmethod
     def refuse(handler: Handler, status: int, code: str, message: str) -> None:
