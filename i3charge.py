@@ -9,38 +9,35 @@ environment; a sign-in at BMW CarData is kept in `.cardata.json` beside the sett
 
 from __future__ import annotations
 
-import os
 import signal
 import warnings
 
 if __name__ == "__main__":
-    # The imports take long enough for a Ctrl-C to meet them, and urllib3 warns of Apple's TLS.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    warnings.simplefilter("ignore")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of an interrupted import
+    warnings.simplefilter("ignore")  # urllib3's, of the TLS library that macOS has
 
 import argparse
 import base64
-import email.utils
 import hashlib
 import importlib
 import io
 import json
 import logging
 import math
+import os
 import re
 import secrets
 import shlex
 import stat
+import subprocess
 import sys
-import tempfile
 import time
 import traceback
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Union
 from urllib.parse import parse_qsl, urlsplit
 
 try:
@@ -50,56 +47,16 @@ try:
 except ImportError as missing:
     sys.exit(f"i3charge: this Python has no {missing.name}; README.md says how to install it")
 
-if TYPE_CHECKING:
-    import subprocess  # not needed before the first notification
-
-__version__ = "1.0.0"
-
-STEP_PERCENT = 5
-A_DAY_MINUTES = 24 * 60
-STALE_REPORT = timedelta(minutes=5)
-CONNECT_AND_READ_TIMEOUT_S = (10, 30)
-POLL_LIMIT_S = 55  # for all the requests of one poll together, however slowly they trickle in
-NOTIFICATION_LIMIT_S = 10  # for each program that shows one and each address that is told
-REDELIVERY_S = 60  # between two tries to deliver, where the next poll is later
-LONGEST_BACKOFF_S = 300
-LONGEST_RETRY_AFTER_S = 3600
-BODY_LIMIT_BYTES = 1 << 20  # the recorded vehicle statuses have some 3,500
-TITLE = "BMW i3"
+__version__ = "1.1.0"
 
 logger = logging.getLogger("i3charge")
 
 
+# --- The settings ---------------------------------------------------------------------------
+
+
 class SettingsError(Exception):
     """The settings cannot be used. Each argument is a line for the owner."""
-
-
-class TryAgain(Exception):
-    """It did not work this time: go on, after at least `retry_after_s` seconds."""
-
-    def __init__(self, why: str, retry_after_s: float = 0) -> None:
-        super().__init__(why)
-        self.retry_after_s = retry_after_s
-
-
-class NotSent(TryAgain):
-    """The request has not left this computer, and BMW has not counted it."""
-
-
-class NotYet(Exception):
-    """Nothing has failed, and no reading is due for `wait_s` seconds; `news` is for the owner."""
-
-    def __init__(self, wait_s: float, news: str = "") -> None:
-        super().__init__(news)
-        self.wait_s = wait_s
-        self.news = news
-
-
-class SignInFailed(Exception):
-    """Only the owner can mend the sign-in, and asking again could lock the account: stop."""
-
-
-# --- The settings ---------------------------------------------------------------------------
 
 
 def load_variables(path: Path, *, required: bool) -> dict[str, str]:
@@ -114,9 +71,6 @@ def load_variables(path: Path, *, required: bool) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         mode = path.stat().st_mode
-        if os.name == "posix" and stat.S_ISREG(mode) and mode & (stat.S_IRGRP | stat.S_IROTH):
-            mend = shlex.join(["chmod", "600", str(path)])
-            logger.warning("other users of this computer can read the settings; mend it: %s", mend)
     except FileNotFoundError:
         if required:
             raise SettingsError(f"--env-file: there is no file {path}") from None
@@ -125,6 +79,9 @@ def load_variables(path: Path, *, required: bool) -> dict[str, str]:
         raise SettingsError(f"{path} should be UTF-8 text") from None
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
+    if stat.S_ISREG(mode) and mode & (stat.S_IRGRP | stat.S_IROTH):
+        mend = shlex.join(["chmod", "600", str(path)])
+        logger.warning("other users of this computer can read the settings; mend it: %s", mend)
     bindings = list(parse_stream(io.StringIO(text)))
     broken = [binding.original.line for binding in bindings if binding.error]
     if broken:
@@ -144,61 +101,60 @@ class Settings:
     anything is sent. No message holds a value: any of them could be a mislaid password.
     """
 
-    def __init__(
-        self, variables: Mapping[str, str], folder: Path = Path(), *, attended: bool = True
-    ) -> None:
-        self._variables = variables
+    def __init__(self, variables: Mapping[str, str], folder: Path = Path()) -> None:
+        self.variables = variables
         self.folder = folder  # of the settings file
-        self.attended = attended  # by an owner who can be asked to sign in
         self.problems: list[str] = []
 
-    def text(self, name: str, default: str = "") -> str:
-        value = self._variables.get(name) or default
+    def text(self, name: str, default: str = "", *, form: str = ".*", should: str = "") -> str:
+        """A text in the `form` of a regular expression; without a default it is required."""
+        value = self.variables.get(name) or default
         if not value:
             self.problems.append(f"{name} is missing or empty")
+        elif not re.fullmatch(form, value, re.DOTALL):
+            self.problems.append(f"{name} should be {should}")
+            return default
         return value
 
     def url(self, name: str, default: str = "", *, secure: bool = True) -> str:
         """An address; a `secure` one, that secrets are sent to, is https or on this computer."""
-        value = self._variables.get(name) or default
+        value = self.variables.get(name) or default
         with suppress(ValueError):
             parts = urlsplit(value)
             plain = parts.scheme == "http" and (not secure or is_loopback(value))
-            # No backslash: requests and urlsplit would see different hosts there.
-            sound = parts.hostname and parts.port != 0 and re.fullmatch(r"[!-\[\]-~]+", value)
-            if not value or (sound and (plain or parts.scheme == "https")):
+            if not value or (parts.hostname and (plain or parts.scheme == "https")):
                 return value
         begins = "https://" if secure else "http:// or https://"
         self.problems.append(f"{name} should be an address that begins with {begins}")
         return "https://invalid/"
 
     def vin(self) -> str:
-        name = "VEHICLE_IDENTIFICATION_NUMBER"
-        value = self.text(name).upper()
-        if value and not re.fullmatch(r"[A-HJ-NPR-Z0-9]{17}", value):
-            self.problems.append(f"{name} should be 17 letters and digits, none of them I, O or Q")
-        return value
+        should = "17 letters and digits, none of them I, O or Q"
+        form = "[A-HJ-NPR-Za-hj-npr-z0-9]{17}"
+        return self.text("VEHICLE_IDENTIFICATION_NUMBER", form=form, should=should).upper()
 
-    def interval_s(self, default_ms: int) -> float:
-        """`LOG_INTERVAL`, in seconds."""
-        value = self.text("LOG_INTERVAL", str(default_ms))
-        if re.fullmatch(r"0*[1-9][0-9]{0,7}", value):
-            return int(value) / 1000
-        should = "should be a whole number of milliseconds from 1 to 99999999, 60000 for a minute"
-        self.problems.append(f"LOG_INTERVAL {should}")
-        return default_ms / 1000
+    def interval_s(self, default_ms: int, least_ms: int, why: str) -> float:
+        """`LOG_INTERVAL`, in seconds, raised to the least that `why` allows."""
+        should = "a whole number of milliseconds from 1 to 99999999, 60000 for a minute"
+        form = "0*[1-9][0-9]{0,7}"
+        value_ms = int(self.text("LOG_INTERVAL", str(default_ms), form=form, should=should))
+        if value_ms < least_ms:
+            logger.warning("LOG_INTERVAL is raised to %d: %s", least_ms, why)
+        return max(value_ms, least_ms) / 1000
 
     def check(self) -> None:
-        if any("missing" in problem for problem in self.problems):
-            self.problems.append(
-                "copy .env.example to .env and fill it in (with CARDATA_CLIENT_ID, the door that"
-                " BMW has open today, no password is needed); --demo needs no account"
-            )
+        missing = any("missing" in problem for problem in self.problems)
+        hint = (
+            "copy .env.example to .env and fill it in (with CARDATA_CLIENT_ID, the door that"
+            " BMW has open today, no password is needed); --demo needs no account"
+        )
         if self.problems:
-            raise SettingsError(*self.problems)
+            raise SettingsError(*self.problems, *([hint] if missing else []))
 
 
 # --- A reading ------------------------------------------------------------------------------
+
+A_DAY_MINUTES = 24 * 60
 
 Status = Literal["charging", "full", "waiting", "error", "plugged in", "unplugged", "unknown"]
 
@@ -210,30 +166,24 @@ class Reading(NamedTuple):
     status: Status
     range: float | None = None  # in range_unit
     range_unit: str | None = None  # "km" or "mi"
-    minutes_to_full: float | None = None  # as BMW said, and only while charging
+    full_at: datetime | None = None  # as BMW expects, and only while charging
     reported: datetime | None = None  # when the car said its charge
-    minutes_from: datetime | None = None  # when BMW said the minutes, if not then
 
     @property
     def percent(self) -> str:
         """Rounded down: 99.6 % is not full."""
         return f"{int(self.charge)}%"
 
-    def seconds_to_full(self, now: datetime) -> float | None:
-        """Below zero when it should have been full before `now`."""
-        if self.minutes_to_full is None:
+    def minutes_to_full(self, now: datetime) -> float | None:
+        """None where that is not known, or has passed: BMW repeats what it once expected."""
+        if self.full_at is None or self.full_at < now - timedelta(minutes=1):
             return None
-        # BMW repeats old readings: the minutes began when it first said them.
-        began = min(self.minutes_from or self.reported or now, now)
-        full_at = began + timedelta(minutes=self.minutes_to_full)
-        return (full_at - now).total_seconds()
+        return max(0.0, round((self.full_at - now).total_seconds() / 60, 1))
 
     def full_about(self, now: datetime) -> str:
-        """In words; "" where that is not known, or has passed."""
-        seconds = self.seconds_to_full(now)
-        if seconds is None or seconds < -60:
+        if self.full_at is None or self.minutes_to_full(now) is None:
             return ""
-        return f"full about {(now + timedelta(seconds=seconds)).astimezone():%H:%M}"
+        return f"full about {self.full_at.astimezone():%H:%M}"
 
 
 # The words of hvStatus, then those of the older fields. An unplugged car says INVALID and
@@ -292,6 +242,15 @@ def utc(value: object) -> datetime | None:
     return None
 
 
+def minutes_after(began: datetime | None, minutes: float | None, now: datetime) -> datetime | None:
+    """When `minutes` that BMW said at `began` are over; its clock may be ahead of ours."""
+    return None if minutes is None else min(began or now, now) + timedelta(minutes=minutes)
+
+
+def local_time() -> datetime:
+    return datetime.fromtimestamp(time.time(), timezone.utc).astimezone()
+
+
 def word(value: object) -> str:
     return value if isinstance(value, str) else ""
 
@@ -309,7 +268,27 @@ def printable(value: object, hidden: Iterable[str]) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)[:200] or "no reason given"
 
 
-# --- HTTP -----------------------------------------------------------------------------------
+# --- The door: where readings come from -----------------------------------------------------
+
+
+class TryAgain(Exception):
+    """There is no reading now: go on. Without a reason nothing has failed.
+
+    The next try is in `wait_s` seconds, or else the later, the more has failed, and in
+    `least_s` at the least. What was `unsent` did not get through to BMW, and has cost it
+    nothing. `news` is for the owner, wherever that is.
+    """
+
+    def __init__(self, why: str = "", **details: Any) -> None:
+        super().__init__(why)
+        self.wait_s: float | None = details.get("wait_s")
+        self.least_s: float = details.get("least_s", 0.0)
+        self.unsent: bool = details.get("unsent", False)
+        self.news: str = details.get("news", "")
+
+
+class SignInFailed(Exception):
+    """Only the owner can mend the sign-in, and asking again could lock the account: stop."""
 
 
 class Answer(NamedTuple):
@@ -320,69 +299,20 @@ class Answer(NamedTuple):
     body: bytes
 
     def json(self) -> dict[str, Any]:
-        """The JSON object in the body.
-
-        Raises:
-            TryAgain: there is something else.
-        """
+        """The JSON object in the body; an empty one where there is none."""
         # RecursionError: nested too deeply. ValueError: no JSON, no UTF-8, too long a number.
         with suppress(ValueError, RecursionError):
-            found = json.loads(self.body)
-            if isinstance(found, dict):
-                return found
-        raise self.failure()
-
-    def field(self, name: str) -> str:
-        """A text in the JSON object, as an error's code; "" where there is none."""
-        with suppress(TryAgain):
-            return word(self.json().get(name))
-        return ""
+            return mapping(json.loads(self.body))
+        return {}
 
     def failure(self) -> TryAgain:
         """Why this is not the answer that was hoped for."""
-        if self.status == 200:
-            why = "sent something unexpected"
-        elif 300 <= self.status < 400:
-            why = "sent a redirect, which is not followed,"
-        elif self.status == 429:
-            why = "wants fewer requests"
-        elif self.status >= 500:
-            why = "is out of order"
-        else:
-            why = "declined"
-        return TryAgain(
-            f"{self.host} {why} when asked for {self.what} (HTTP {self.status})",
-            self._retry_after_s(),
-        )
-
-    def _retry_after_s(self) -> float:
-        value = self.headers.get("Retry-After", "")
-        with suppress(ValueError, TypeError, IndexError, OverflowError):
-            if re.fullmatch(r"[0-9]+", value):
-                seconds = float(value)
-            else:
-                seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-            return max(0, min(seconds, LONGEST_RETRY_AFTER_S))
-        return 0
-
-
-class _Session(requests.Session):
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        # Even with allow_redirects=False requests parses the Location, fails where that is
-        # malformed, and reads the whole body. Here no answer counts as a redirect.
-        return None
-
-
-class Bearer(requests.auth.AuthBase):
-    """An auth object, for `~/.netrc` would replace an Authorization header."""
-
-    def __init__(self, access_token: str = "") -> None:
-        self._access_token = access_token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._access_token:
-            request.headers["Authorization"] = f"Bearer {self._access_token}"
-        return request
+        why = "is out of order" if self.status >= 500 else "gave no useful answer"
+        why = f"{self.host} {why} when asked for {self.what} (HTTP {self.status})"
+        least_s = 0.0
+        with suppress(urllib3.exceptions.HTTPError, ValueError, TypeError, OverflowError):
+            least_s = urllib3.Retry().parse_retry_after(self.headers.get("Retry-After", ""))
+        return TryAgain(why, least_s=min(least_s, 3600))
 
 
 def is_token(value: object) -> bool:
@@ -393,223 +323,59 @@ def is_token(value: object) -> bool:
 class Http:
     """Sends one request at a time, over one kept connection per host."""
 
+    REQUEST_LIMIT_S = 30.0
+    BODY_LIMIT_BYTES = 1 << 20  # the recorded vehicle statuses have some 3,500
+
     def __init__(self) -> None:
-        self._session = _Session()
-        self._session.headers["User-Agent"] = f"i3charge/{__version__}"
+        self._session = requests.Session()
         # Compressed, a small body could become a huge one in memory.
-        self._session.headers["Accept-Encoding"] = "identity"
+        headers = {"User-Agent": f"i3charge/{__version__}", "Accept-Encoding": "identity"}
+        self._session.headers.update(headers)
 
     def send(
-        self, what: str, method: str, url: str, *, read_body: bool = True, **options: Any
+        self, what: str, method: str, url: str, *, token: str | None = None, **options: Any
     ) -> Answer:
         """Send a request for `what`, with `options` for `requests.request`.
 
+        With a `token`, be it empty, that and nothing of `~/.netrc` is what it is authorized by.
+
         Raises:
-            TryAgain: there is no answer, or far too much of it. The words are ours, for those
-                of requests hold the address.
+            TryAgain: there is no answer. The words are ours, for those of requests hold the
+                address. Where only the body breaks off, the answer has none.
         """
         host = urlsplit(url).hostname or ""
-        proxies = {"no_proxy": "*"} if is_loopback(url) else None  # none leads back to here
-        started_s = time.monotonic()
+        why = f"no answer from {host} when asked for {what}"
+        limit_s = options.pop("limit_s", self.REQUEST_LIMIT_S)
+        options.update(stream=True, allow_redirects=False, timeout=(limit_s / 3, limit_s))
+        if is_loopback(url):
+            options["proxies"] = {"no_proxy": "*"}  # none leads back to here
+
+        def expire(*_: object) -> None:
+            raise TryAgain(f"{why} in time")
+
+        def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
+            if token:
+                request.headers["Authorization"] = f"Bearer {token}"
+            return request
+
+        # The time-outs of a socket begin anew with every byte; this one does not.
+        signal.signal(signal.SIGALRM, expire)
+        signal.setitimer(signal.ITIMER_REAL, limit_s)
         try:
-            options = {"timeout": CONNECT_AND_READ_TIMEOUT_S, "proxies": proxies, **options}
-            with self._session.request(method, url, stream=True, **options) as response:
-                body = response.raw.read(BODY_LIMIT_BYTES + 1) if read_body else b""
-        except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
-            unsent = isinstance(error, requests.ConnectTimeout)
-            why = f"{host} did not answer in time when asked for {what}"
-            raise (NotSent if unsent else TryAgain)(why) from None
-        except requests.exceptions.SSLError:
-            why = f"the certificate of {host} is not valid: check this computer's date and network"
-            raise NotSent(why) from None
+            auth = None if token is None else authorize
+            with self._session.request(method, url, auth=auth, **options) as response:
+                body = b""
+                with suppress(OSError, urllib3.exceptions.HTTPError, TryAgain):
+                    body = response.raw.read(self.BODY_LIMIT_BYTES)
         except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
-            reason = getattr(next(iter(error.args), None), "reason", None)
-            unsent = isinstance(reason, urllib3.exceptions.NewConnectionError)
-            why = f"no connection to {host} for {what}, or it broke off"
-            raise (NotSent if unsent else TryAgain)(why) from None
-        if len(body) > BODY_LIMIT_BYTES:
-            raise TryAgain(f"{host} sent far too much when asked for {what}")
-        logger.debug(
-            "asked %s for %s: HTTP %d, %d bytes, %.2f s",
-            *(host, what, response.status_code, len(body), time.monotonic() - started_s),
-        )
-        return Answer(what, host, response.status_code, response.headers, body)
-
-
-@contextmanager
-def time_limit(seconds: float, why: str) -> Iterator[None]:
-    """Raise TryAgain(`why`) in the block when it takes longer than `seconds`.
-
-    The time-outs of a socket begin anew with every byte; this one does not. It comes again every
-    second, in case that what it raises is lost, as in a finalizer.
-    """
-
-    def expire(*_: object) -> None:
-        raise TryAgain(why)
-
-    previous = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-
-
-# --- The door: where readings come from -----------------------------------------------------
-
-
-class Door(Protocol):
-    interval_s: float
-    gap_s: float  # between two polls, at least, when one is brought forward
-
-    def read(self) -> Reading:
-        """Ask BMW once.
-
-        Raises:
-            TryAgain: there is no reading now.
-            NotYet: it is not the time for one.
-            SignInFailed: there will be none with these settings.
-        """
-
-
-class Portal:
-    """The API of the ConnectedDrive web portal (2017 to 2021), opened with the password."""
-
-    # https://datatracker.ietf.org/doc/html/rfc6749#section-4.2.2.1: no fault of the owner's.
-    PASSING_ERRORS = ("server_error", "temporarily_unavailable")
-
-    def __init__(self, settings: Settings, http: Http) -> None:
-        self._http = http
-        self._form = {
-            "username": settings.text("USERNAME"),
-            "password": settings.text("PASSWORD"),
-            "client_id": settings.text("AUTH_CLIENT_ID"),
-            "redirect_uri": settings.text(
-                "AUTH_REDIRECT_URI",
-                "https://www.bmw-connecteddrive.com/app/default/static/external-dispatch.html",
-            ),
-            "response_type": "token",
-            "scope": "authenticate_user fupo",
-        }
-        vin = settings.vin()
-        base_url = settings.url(
-            "CONNECTED_DRIVE_BASE_URL", "https://www.bmw-connecteddrive.nl/api/"
-        )
-        self._status_url = f"{base_url.rstrip('/')}/vehicle/dynamic/v1/{vin}"
-        self._auth_url = settings.url(
-            "AUTH_BASE_URL", "https://customer.bmwgroup.com/gcdm/oauth/authenticate"
-        )
-        self.interval_s = settings.interval_s(60_000)
-        if self.interval_s < 10 and not is_loopback(base_url):
-            settings.problems.append(
-                "LOG_INTERVAL should be 10000 or more: it is in milliseconds, and BMW blocks"
-                " accounts that ask many times a second"
-            )
-        self.gap_s = self.interval_s
-        self._access_token = ""
-        self._polls_refused = 0  # in a row, with 401
-        self._logins_refused = 0  # in a row
-        self._login_has_worked = False
-
-    def read(self) -> Reading:
-        if not self._access_token:
-            self._sign_in()
-        answer = self._ask()
-        # Where a new token did not help, the next two polls do without another login.
-        if answer.status == 401 and self._polls_refused % 3 == 0:
-            self._sign_in()
-            answer = self._ask()
-        if answer.status == 401:
-            self._polls_refused += 1
-            raise TryAgain("BMW does not accept the access token that it gave out itself")
-        if answer.status in (403, 404):
-            raise TryAgain(
-                f"BMW does not show this car (HTTP {answer.status}):"
-                " check VEHICLE_IDENTIFICATION_NUMBER"
-            )
-        reading = self._reading(answer)
-        self._polls_refused = 0
-        return reading
-
-    def _ask(self) -> Answer:
-        return self._http.send(
-            "the car's status", "GET", self._status_url, auth=Bearer(self._access_token)
-        )
-
-    def _sign_in(self) -> None:
-        """OAuth 2.0 implicit grant (RFC 6749, section 4.2): the answer is a redirect."""
-        state = secrets.token_urlsafe(16)
-        answer = self._http.send(
-            "the login",
-            "POST",
-            self._auth_url,
-            data={**self._form, "state": state},
-            auth=Bearer(),  # none, not even that of ~/.netrc
-        )
-        if answer.status in (400, 401, 403):
-            raise self._refused(answer.field("error") or f"HTTP {answer.status}")
-        if answer.status not in (302, 303):
-            raise answer.failure()
-        fields = self._redirect_fields(answer)
-        if fields is None or fields.get("state", state) != state:
-            raise TryAgain("BMW answered the login with a redirect to somewhere else")
-        if "error" in fields:
-            raise self._refused(fields["error"])
-        if not is_token(fields.get("access_token")):
-            raise TryAgain("BMW answered the login with a redirect that holds no access token")
-        self._access_token = fields["access_token"]
-        self._login_has_worked, self._logins_refused = True, 0
-
-    def _redirect_fields(self, answer: Answer) -> dict[str, str] | None:
-        """The fields in query and fragment; None if it does not lead to our redirect URI."""
-        with suppress(ValueError):
-            target = urlsplit(answer.headers.get("Location", ""))
-            if target[:3] == urlsplit(self._form["redirect_uri"])[:3]:
-                # A plus sign is one: no token holds a blank.
-                return dict(parse_qsl(f"{target.query}&{target.fragment}".replace("+", "%2B")))
-        return None
-
-    def _refused(self, error: str) -> TryAgain | SignInFailed:
-        if error in self.PASSING_ERRORS:
-            return TryAgain("BMW's login is out of order")
-        # BMW's gateway has refused good logins for minutes.
-        self._logins_refused += 1
-        said = printable(error, [self._form["username"], self._form["password"]])
-        if self._login_has_worked and self._logins_refused < 3:
-            return TryAgain(f"BMW refuses the login that has worked before ({said})")
-        return SignInFailed(
-            f"BMW refuses the login ({said}): check USERNAME, PASSWORD and AUTH_CLIENT_ID"
-        )
-
-    @staticmethod
-    def _reading(answer: Answer) -> Reading:
-        """`chargingLevelHv` is what the car displays; `soc_hv_percent` is less near the top."""
-        if answer.status != 200:
-            raise answer.failure()
-        car = mapping(answer.json().get("attributesMap"))
-        charge = number(car.get("chargingLevelHv"), most=100)
-        if charge is None:
-            raise TryAgain("BMW's answer holds no charge between 0 and 100")
-        words = ("chargingHVStatus", "charging_status", "chargingSystemStatus")
-        plug_word = word(car.get("connectorStatus"))
-        status = status_of(charge, (word(car.get(name)) for name in words), plug_word)
-        unit_of_length = {"km": "km", "mls": "mi"}.get(word(car.get("unitOfLength")))
-        units = {"": unit_of_length, "Km": "km", "Mile": "mi"}.items()
-        found = ((number(car.get(f"beRemainingRangeElectric{n}"), 1000), u) for n, u in units)
-        distance, unit = next((pair for pair in found if None not in pair), (None, None))
-        remaining = car.get("chargingTimeRemaining") if status == "charging" else None
-        # "27.02.2018 19:59:03 UTC"
-        day_first = r"(\d\d)\.(\d\d)\.(\d{4}) (\d\d:\d\d:\d\d) UTC"
-        reported = re.fullmatch(day_first, word(car.get("updateTime")), re.ASCII)
-        return Reading(
-            charge=charge,
-            status=status,
-            range=distance,
-            range_unit=unit,
-            minutes_to_full=number(remaining, most=A_DAY_MINUTES),
-            reported=utc(reported.expand(r"\3-\2-\1T\4")) if reported else None,
-        )
+            # ValueError: even a redirect that is not followed is parsed.
+            unsent = isinstance(error, requests.ConnectionError)
+            raise TryAgain(f"{why} ({type(error).__name__})", unsent=unsent) from None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        status = response.status_code
+        logger.debug("asked %s for %s: HTTP %d, %d bytes", host, what, status, len(body))
+        return Answer(what, host, status, response.headers, body)
 
 
 class CarDataFile:
@@ -622,38 +388,27 @@ class CarDataFile:
         self.expires_s = 0.0  # time.time() when the access token does
         self.refresh_token = ""
         self.container = ""  # its id
+        self.sought_s = 0.0  # time.time() when it was, if no reading has come since
         self.requests_s: list[float] = []  # time.time() of each in the last 24 hours
-        try:
-            kept = mapping(json.loads(path.read_bytes()))
-            for name, value in self._fields().items():
-                if type(kept[name]) is not type(value):
-                    raise ValueError(name)
-            kept["requests_s"] = list(map(float, kept["requests_s"]))
-            if kept["client_id"] == client_id:
-                vars(self).update((name, kept[name]) for name in self._fields())
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            aside = path.with_name(path.name + ".damaged")
-            with suppress(OSError):
-                path.replace(aside)
-            logger.error("%s cannot be used and is put aside as %s", path.name, aside.name)
+        with suppress(FileNotFoundError):
+            try:
+                kept = mapping(json.loads(path.read_bytes()))
+                if kept["client_id"] == client_id:
+                    vars(self).update({n: type(v)(kept[n]) for n, v in self._fields().items()})
+            except (ValueError, LookupError, TypeError, RecursionError):
+                logger.error("%s cannot be used; going on without it", path.name)
 
     def _fields(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def save(self) -> None:
+        aside = self._path.with_name(self._path.name + ".new")
         try:
-            handle, name = tempfile.mkstemp(prefix=self._path.name, dir=self._path.parent)
-            try:
-                with open(handle, "w") as file:
-                    json.dump(self._fields(), file)
-                    file.flush()
-                    os.fsync(handle)
-                os.replace(name, self._path)
-            except BaseException:
-                os.unlink(name)
-                raise
+            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                json.dump(self._fields(), file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, self._path)
         except OSError as error:
             logger.error("%s cannot be written (%s)", self._path, error.strerror)
 
@@ -661,26 +416,22 @@ class CarDataFile:
 class DeviceSignIn:
     """Signs in at CarData with the OAuth 2.0 device flow (RFC 8628) and PKCE (RFC 7636)."""
 
-    def __init__(self, settings: Settings, http: Http, kept: CarDataFile) -> None:
-        self._auth_url = settings.url(
-            "CARDATA_AUTH_BASE_URL", "https://customer.bmwgroup.com/gcdm/oauth/"
-        )
-        self._attended = settings.attended
+    def __init__(
+        self, settings: Settings, http: Http, kept: CarDataFile, *, attended: bool
+    ) -> None:
+        url = settings.url("CARDATA_AUTH_BASE_URL", "https://customer.bmwgroup.com/gcdm/oauth/")
+        self._url = url.rstrip("/")
         self._http = http
         self._kept = kept
+        self._attended = attended  # by an owner who can be asked to sign in
+        self._refused = False  # the refresh token, and the owner has not been told
         self._device_code = ""  # of the sign-in that waits for the owner
         self._interval_s = 0.0
         self._verifier = ""
-        self._news = ""  # for the owner, with the next NotYet
 
     def _oauth(self, what: str, path: str, **form: str) -> Answer:
-        return self._http.send(
-            what,
-            "POST",
-            f"{self._auth_url.rstrip('/')}/{path}",
-            data={"client_id": self._kept.client_id, **form},
-            auth=Bearer(),
-        )
+        form = {"client_id": self._kept.client_id, **form}
+        return self._http.send(what, "POST", f"{self._url}/{path}", data=form, token="")
 
     def renew(self) -> None:
         """Get an access token: with the refresh token, else from the owner, who is waited for."""
@@ -688,22 +439,22 @@ class DeviceSignIn:
             refresh = {"grant_type": "refresh_token", "refresh_token": self._kept.refresh_token}
             answer = self._oauth("a new access token", "token", **refresh)
             # Without an error of OAuth's own it was the gateway, and the refresh token is good.
-            if answer.status not in (400, 401, 403) or not answer.field("error"):
+            if answer.status not in (400, 401, 403) or "error" not in answer.json():
                 self._keep_tokens(answer)
                 return
-            self._kept.access_token = self._kept.refresh_token = ""
-            self._kept.expires_s = 0.0
+            self._kept.access_token, self._kept.refresh_token, self._kept.expires_s = "", "", 0.0
             self._kept.save()
-            self._news = "BMW wants a new sign-in: the terminal shows how"
+            self._refused = True
         if not self._attended:
             advice = "CarData needs a sign-in: run python i3charge.py once by hand, without --once"
-            raise SignInFailed(advice) if self._news else TryAgain(advice)
+            raise SignInFailed(advice) if self._refused else TryAgain(advice)
         if not self._device_code:
             self._ask_owner()
         elif self._owner_has_confirmed():
             return
-        news, self._news = self._news, ""
-        raise NotYet(self._interval_s, news)
+        news = "BMW wants a new sign-in: the terminal shows how" if self._refused else ""
+        self._refused = False
+        raise TryAgain(wait_s=self._interval_s, news=news)
 
     def _ask_owner(self) -> None:
         """RFC 8628, section 3.1, with the code challenge of RFC 7636, section 4.2."""
@@ -718,13 +469,10 @@ class DeviceSignIn:
             code_challenge_method="S256",
         )
         if answer.status == 403:
-            logger.error(
-                "BMW does not let this client id in yet: subscribe it to the CarData API"
-                " in the My BMW portal; trying again in a minute"
-            )
-            raise NotYet(60)
+            why = "BMW does not let this client id in yet: subscribe it to the CarData API"
+            raise TryAgain(f"{why} in the My BMW portal", wait_s=60)
         if answer.status in (400, 401):
-            raise self._refused(answer)
+            raise self._refusal(answer)
         said = answer.json()
         code, device_code = said.get("user_code"), said.get("device_code")
         address = said.get("verification_uri_complete") or said.get("verification_uri")
@@ -749,7 +497,7 @@ class DeviceSignIn:
                 self._device_code = ""
                 logger.info("signed in at BMW")
                 return True
-            error = answer.field("error")
+            error = word(answer.json().get("error"))
             if answer.status not in (400, 401, 403) or not error:
                 raise answer.failure()
         except TryAgain as problem:
@@ -761,11 +509,11 @@ class DeviceSignIn:
         elif error in ("expired_token", "invalid_grant"):
             self._ask_owner()
         elif error != "authorization_pending":
-            raise self._refused(answer)
+            raise self._refusal(answer)
         return False
 
-    def _refused(self, answer: Answer) -> SignInFailed:
-        error = printable(answer.field("error"), [self._kept.client_id])
+    def _refusal(self, answer: Answer) -> SignInFailed:
+        error = printable(answer.json().get("error"), [self._kept.client_id])
         if error == "access_denied":
             return SignInFailed("the sign-in at BMW was declined: start again to get a new code")
         return SignInFailed(
@@ -775,30 +523,24 @@ class DeviceSignIn:
 
     def _keep_tokens(self, answer: Answer) -> None:
         """The old refresh token is dead: the new one is on disk before it is used."""
-        if answer.status != 200:
+        said, kept = answer.json(), self._kept
+        refresh_token = said.get("refresh_token", kept.refresh_token)
+        if answer.status != 200 or not (
+            is_token(said.get("access_token")) and is_token(refresh_token)
+        ):
             raise answer.failure()
-        said = answer.json()
-        refresh_token = said.get("refresh_token", self._kept.refresh_token)
-        if not (is_token(said.get("access_token")) and is_token(refresh_token)):
-            raise TryAgain("BMW's answer holds no tokens")
-        self._kept.access_token, self._kept.refresh_token = said["access_token"], refresh_token
-        self._kept.expires_s = time.time() + (number(said.get("expires_in"), most=1e6) or 3599)
-        self._kept.save()
-
-
-class UnknownContainer(TryAgain):
-    """CarData does not know our container; where it says so in so many words, it is named."""
-
-    container = ""
+        kept.access_token, kept.refresh_token = said["access_token"], refresh_token
+        kept.expires_s = time.time() + (number(said.get("expires_in"), most=1e6) or 3599)
+        kept.save()
 
 
 class CarData:
     """BMW CarData, the official API for one's own car: 50 requests in any 24 hours."""
 
-    REQUESTS_FOR_READINGS = 48
-    REQUESTS = 50  # two are left to find or make the container
+    REQUESTS = 48
     DAY_S = 24 * 60 * 60
     RENEW_BEFORE_S = 60
+    CONTAINER_PAUSE_S = 6 * 60 * 60
 
     ENGINE = "vehicle.drivetrain.electricEngine."
     HEADER = "vehicle.drivetrain.batteryManagement.header"
@@ -814,125 +556,116 @@ class CarData:
         "technicalDescriptors": [HEADER, DISPLAYED, PREDICTED, *STATUS, *MINUTES, *RANGE_KM, *PLUG],
     }
 
-    def __init__(self, settings: Settings, http: Http) -> None:
+    def __init__(self, settings: Settings, http: Http, *, attended: bool) -> None:
         self._http = http
         client_id = settings.text("CARDATA_CLIENT_ID")
         self._vin = settings.vin()
-        self._api_url = settings.url("CARDATA_BASE_URL", "https://api-cardata.bmwgroup.com/")
-        self.interval_s = settings.interval_s(1_800_000)
-        self.gap_s = 0.0 if is_loopback(self._api_url) else 600.0
-        if self.interval_s < self.gap_s:
-            logger.warning(
-                "LOG_INTERVAL is raised to 600000 (10 minutes):"
-                " CarData allows 50 requests in 24 hours"
-            )
-            self.interval_s = self.gap_s
+        url = settings.url("CARDATA_BASE_URL", "https://api-cardata.bmwgroup.com/")
+        self._url = url.rstrip("/") + "/customers"
+        self.gap_s = 0.0 if is_loopback(url) else 600.0
+        self.interval_s = settings.interval_s(
+            1_800_000, int(self.gap_s * 1000), "CarData allows 50 requests in 24 hours"
+        )
         self._kept = CarDataFile(settings.folder / ".cardata.json", client_id)
-        self._sign_in = DeviceSignIn(settings, http, self._kept)
-        self._quota_said = False
+        self._sign_in = DeviceSignIn(settings, http, self._kept, attended=attended)
 
-    def read(self) -> Reading:
+    def poll(self) -> Reading:
+        """Ask BMW once.
+
+        Raises:
+            TryAgain: there is no reading now.
+            SignInFailed: there will be none with these settings.
+        """
         if time.time() > self._kept.expires_s - self.RENEW_BEFORE_S:
             self._sign_in.renew()
         if not self._kept.container:
             self._find_container()
-        try:
-            answer = self._telematic_data()
-        except UnknownContainer as unknown:
-            self._find_container(refused=unknown.container)
-            answer = self._telematic_data()
-        return self._reading(answer)
+        answer = self._telematic_data()
+        if self._is_unknown_container(answer):
+            pause_s = self._kept.sought_s + self.CONTAINER_PAUSE_S - time.time()
+            if pause_s <= 0:
+                self._find_container(refused=self._kept.container)
+                answer, pause_s = self._telematic_data(), self.CONTAINER_PAUSE_S
+            if self._is_unknown_container(answer):
+                raise TryAgain(str(self._failure(answer)), wait_s=pause_s)
+        reading = self.reading_in(self._good(answer), local_time())
+        self._kept.sought_s = 0.0
+        return reading
 
     def _telematic_data(self) -> Answer:
-        return self._send(
-            "the car's status",
-            "GET",
-            f"customers/vehicles/{self._vin}/telematicData",
-            params={"containerId": self._kept.container},
-            most=self.REQUESTS_FOR_READINGS,
-        )
+        path = f"/vehicles/{self._vin}/telematicData"
+        container = {"containerId": self._kept.container}
+        return self._send("the car's status", "GET", path, params=container)
+
+    @staticmethod
+    def _is_unknown_container(answer: Answer) -> bool:
+        return answer.status == 404 or answer.json().get("exveErrorId") in ("CU-105", "CU-122")
 
     def _find_container(self, refused: str = "") -> None:
-        path = "customers/containers"
-        listed = self._send("its containers", "GET", path).json().get("containers")
+        listed = self._good(self._send("its containers", "GET", "/containers")).get("containers")
         wanted = ("ACTIVE", self.CONTAINER["name"], self.CONTAINER["purpose"])
         for container in map(mapping, listed if isinstance(listed, list) else []):
             found = tuple(container.get(name) for name in ("state", "name", "purpose"))
             if found == wanted and container.get("containerId") != refused:
                 break
         else:
-            container = self._send("a container", "POST", path, json=self.CONTAINER).json()
+            made = self._send("a container", "POST", "/containers", json=self.CONTAINER)
+            container = self._good(made)
         if not is_token(container.get("containerId")):
             raise TryAgain("CarData named no container")
-        self._kept.container = container["containerId"]
+        self._kept.container, self._kept.sought_s = container["containerId"], time.time()
         self._kept.save()
 
-    def _send(
-        self, what: str, method: str, path: str, *, most: int = REQUESTS, **options: Any
-    ) -> Answer:
+    def _send(self, what: str, method: str, path: str, **options: Any) -> Answer:
         """Send a request to the API, with a new access token if BMW wants one."""
-        url = f"{self._api_url.rstrip('/')}/{path}"
+        kept = self._kept
         headers = {"x-version": "v1", "Accept": "application/json"}
-
-        def send_once() -> Answer:
-            self._spend_request(most)
-            auth = Bearer(self._kept.access_token)
+        for renewed in (False, True):
+            now_s = time.time()
+            # Those of the future are from before the clock was set back.
+            spent = sorted(s for s in kept.requests_s if abs(now_s - s) < self.DAY_S)
+            if len(spent) >= self.REQUESTS:
+                wait_s = min(spent[-self.REQUESTS] + self.DAY_S - now_s, self.DAY_S)
+                raise TryAgain("CarData's requests for 24 hours are spent", wait_s=wait_s)
+            kept.requests_s = [*spent, now_s]
             try:
-                return self._http.send(what, method, url, headers=headers, auth=auth, **options)
-            except NotSent:
-                self._kept.requests_s.pop()
-                self._kept.save()
+                options.update(token=kept.access_token, headers=headers)
+                answer = self._http.send(what, method, self._url + path, **options)
+            except TryAgain as problem:
+                if problem.unsent:
+                    kept.requests_s = spent
                 raise
-
-        answer = send_once()
-        if answer.status == 401:
+            finally:
+                kept.save()
+            if answer.status != 401 or renewed:
+                break
             self._sign_in.renew()
-            answer = send_once()
-        if not 200 <= answer.status < 300:
-            raise self._failure(answer)
         return answer
 
-    def _spend_request(self, most: int) -> None:
-        now_s = time.time()
-        # Those of the future are from before the clock was set back.
-        spent = sorted(s for s in self._kept.requests_s if abs(now_s - s) < self.DAY_S)
-        if len(spent) >= most:
-            wait_s = min(spent[-most] + self.DAY_S - now_s, self.DAY_S)
-            if not self._quota_said:
-                due = datetime.fromtimestamp(now_s + wait_s)
-                logger.warning(
-                    "CarData's requests for 24 hours are spent; the next reading is due at %s",
-                    f"{due:%Y-%m-%d %H:%M}",
-                )
-            self._quota_said = True
-            # Looked at again every few minutes, for the clock of a sleeping computer stands.
-            raise NotYet(min(wait_s, 600))
-        self._quota_said = False
-        self._kept.requests_s = [*spent, now_s]
-        self._kept.save()
+    def _good(self, answer: Answer) -> dict[str, Any]:
+        if 200 <= answer.status < 300:
+            return answer.json()
+        raise self._failure(answer)
 
     def _failure(self, answer: Answer) -> TryAgain:
-        code = answer.field("exveErrorId")
+        code = word(answer.json().get("exveErrorId"))
         if answer.status == 429 or code == "CU-429":
-            return TryAgain("BMW says that CarData's 50 requests for 24 hours are used up", 3600)
+            used_up = "BMW says that CarData's 50 requests for 24 hours are used up"
+            return TryAgain(used_up, wait_s=3600)
         failure = answer.failure()
         why = str(failure)
         if code:
             hidden = (self._vin, *(word(value) for value in vars(self._kept).values()))
-            text = printable(answer.field("exveErrorMsg"), hidden)
+            text = printable(answer.json().get("exveErrorMsg"), hidden)
             why = f"CarData says: {text} ({printable(code, hidden)})"
         if code in ("CU-104", "CU-120"):
             why += "; check VEHICLE_IDENTIFICATION_NUMBER"
-        if code in ("CU-105", "CU-122") or answer.status == 404:
-            unknown = UnknownContainer(why, failure.retry_after_s)
-            unknown.container = self._kept.container if code else ""
-            return unknown
-        return TryAgain(why, failure.retry_after_s)
+        return TryAgain(why, least_s=failure.least_s)
 
     @classmethod
-    def _reading(cls, answer: Answer) -> Reading:
+    def reading_in(cls, said: Mapping[str, Any], now: datetime) -> Reading:
         """The car sends its charge when charging starts and ends; between, BMW predicts it."""
-        data = mapping(answer.json().get("telematicData"))
+        data = mapping(said.get("telematicData"))
         values = {name: mapping(entry).get("value") for name, entry in data.items()}
         times = {name: utc(mapping(entry).get("timestamp")) for name, entry in data.items()}
 
@@ -951,29 +684,129 @@ class CarData:
         level, charge = first_number(levels, most=100)
         if charge is None:
             raise TryAgain("CarData's answer holds no charge between 0 and 100")
-        name, minutes_to_full = first_number(cls.MINUTES, most=A_DAY_MINUTES)
+        name, minutes = first_number(cls.MINUTES if charging else (), most=A_DAY_MINUTES)
         _, range_km = first_number(cls.RANGE_KM, most=1000)
         return Reading(
             charge=charge,
             status=status_of(charge, words, plug),
             range=range_km,
             range_unit=None if range_km is None else "km",
-            minutes_to_full=minutes_to_full if charging else None,
+            full_at=minutes_after(times.get(name) or times.get(level), minutes, now),
             reported=times.get(level),
-            minutes_from=times.get(name),
         )
+
+
+class Portal:
+    """The API of the ConnectedDrive web portal (2017 to 2021), opened with the password."""
+
+    LOGIN_PAUSE_S = 600  # where a new token is of no use; many logins lock the account
+
+    def __init__(self, settings: Settings, http: Http) -> None:
+        self._http = http
+        dispatch = "https://www.bmw-connecteddrive.com/app/default/static/external-dispatch.html"
+        self._form = {
+            "username": settings.text("USERNAME"),
+            "password": settings.text("PASSWORD"),
+            "client_id": settings.text("AUTH_CLIENT_ID"),
+            "redirect_uri": settings.text("AUTH_REDIRECT_URI", dispatch),
+            "response_type": "token",
+            "scope": "authenticate_user fupo",
+        }
+        vin = settings.vin()
+        url = settings.url("CONNECTED_DRIVE_BASE_URL", "https://www.bmw-connecteddrive.nl/api/")
+        self._status_url = f"{url.rstrip('/')}/vehicle/dynamic/v1/{vin}"
+        self._auth_url = settings.url(
+            "AUTH_BASE_URL", "https://customer.bmwgroup.com/gcdm/oauth/authenticate"
+        )
+        self.interval_s = self.gap_s = settings.interval_s(
+            60_000, 1 if is_loopback(url) else 10_000, "BMW blocks accounts that ask faster"
+        )
+        self._access_token = ""
+        self._refusals_left = 1  # of the login, in a row
+
+    def poll(self) -> Reading:
+        """As at CarData."""
+        for fresh in (False, True):
+            if fresh or not self._access_token:
+                self._sign_in()
+            token, what = self._access_token, "the car's status"
+            answer = self._http.send(what, "GET", self._status_url, token=token)
+            if answer.status != 401:
+                break
+        else:
+            why = "BMW does not accept the access token that it gave out itself"
+            raise TryAgain(why, least_s=self.LOGIN_PAUSE_S)
+        if answer.status in (403, 404):
+            check = "check VEHICLE_IDENTIFICATION_NUMBER"
+            raise TryAgain(f"BMW does not show this car (HTTP {answer.status}): {check}")
+        if answer.status != 200:
+            raise answer.failure()
+        return self.reading_in(answer.json(), local_time())
+
+    def _sign_in(self) -> None:
+        """OAuth 2.0 implicit grant (RFC 6749, section 4.2): the answer is a redirect."""
+        state = secrets.token_urlsafe(16)
+        form = {**self._form, "state": state}
+        answer = self._http.send("the login", "POST", self._auth_url, data=form, token="")
+        if answer.status in (400, 401, 403):
+            raise self._refused(word(answer.json().get("error")) or f"HTTP {answer.status}")
+        if answer.status not in (302, 303):
+            raise answer.failure()
+        location, ours = answer.headers.get("Location", ""), self._form["redirect_uri"]
+        # The token is in the fragment, an error in the query or there. A plus sign is one.
+        found = re.sub("[?#]", "&", location[len(ours) :]).replace("+", "%2B")
+        fields = dict(parse_qsl(found))
+        if not location.startswith((f"{ours}#", f"{ours}?")) or fields.get("state", state) != state:
+            raise TryAgain("BMW answered the login with a redirect to somewhere else")
+        if "error" in fields:
+            raise self._refused(fields["error"])
+        if not is_token(fields.get("access_token")):
+            raise TryAgain("BMW answered the login with a redirect that holds no access token")
+        self._access_token = fields["access_token"]
+        self._refusals_left = 3  # BMW's gateway has refused good logins for minutes
+
+    def _refused(self, error: str) -> TryAgain | SignInFailed:
+        if error in ("server_error", "temporarily_unavailable"):  # RFC 6749, section 4.2.2.1
+            return TryAgain("BMW's login is out of order")
+        self._refusals_left -= 1
+        said = printable(error, [self._form["username"], self._form["password"]])
+        if self._refusals_left > 0:
+            return TryAgain(f"BMW refuses the login that has worked before ({said})")
+        check = "check USERNAME, PASSWORD and AUTH_CLIENT_ID"
+        return SignInFailed(f"BMW refuses the login ({said}): {check}")
+
+    @staticmethod
+    def reading_in(said: Mapping[str, Any], now: datetime) -> Reading:
+        """`chargingLevelHv` is what the car displays; `soc_hv_percent` is less near the top."""
+        car = mapping(said.get("attributesMap"))
+        charge = number(car.get("chargingLevelHv"), most=100)
+        if charge is None:
+            raise TryAgain("BMW's answer holds no charge between 0 and 100")
+        words = ("chargingHVStatus", "charging_status", "chargingSystemStatus")
+        plug_word = word(car.get("connectorStatus"))
+        status = status_of(charge, (word(car.get(name)) for name in words), plug_word)
+        unit_of_length = {"km": "km", "mls": "mi"}.get(word(car.get("unitOfLength")))
+        units = {"": unit_of_length, "Km": "km", "Mile": "mi"}.items()
+        found = ((number(car.get(f"beRemainingRangeElectric{n}"), 1000), u) for n, u in units)
+        distance, unit = next((pair for pair in found if None not in pair), (None, None))
+        minutes = car.get("chargingTimeRemaining") if status == "charging" else None
+        # "27.02.2018 19:59:03 UTC"
+        day_first = r"(\d\d)\.(\d\d)\.(\d{4}) (\d\d:\d\d:\d\d) UTC"
+        updated = re.fullmatch(day_first, word(car.get("updateTime")), re.ASCII)
+        reported = utc(updated.expand(r"\3-\2-\1T\4")) if updated else None
+        full_at = minutes_after(reported, number(minutes, most=A_DAY_MINUTES), now)
+        return Reading(charge, status, distance, unit, full_at, reported)
+
+
+Door = Union[CarData, Portal]
 
 
 # --- What is worth telling ------------------------------------------------------------------
 
+STEP_PERCENT = 5
+LONGEST_BACKOFF_S = 300
+
 Kind = Literal["step", "full", "stopped", "error"]
-
-
-class News(NamedTuple):
-    kind: Kind
-    message: str
-    reading: Reading | None
-    time: datetime
 
 
 class ChargeWatch:
@@ -1009,11 +842,34 @@ def announcement(kind: Kind, reading: Reading, now: datetime) -> str:
     return ", ".join(filter(None, [f"{reading.percent} charged", reading.full_about(now)]))
 
 
+def next_poll_s(reading: Reading, now: datetime, interval_s: float, gap_s: float) -> float:
+    """Seconds from one poll to the next, which is sooner where the car should be full before."""
+    if reading.full_at is None:
+        return interval_s
+    left_s = (reading.full_at - now).total_seconds()
+    return interval_s if left_s <= -gap_s else min(interval_s, max(left_s, gap_s))
+
+
+def next_tick_s(passed_s: float, interval_s: float) -> float:
+    """The first tick after `passed_s`: a poll that took long skips those that it missed."""
+    return (math.floor(passed_s / interval_s + 1e-9) + 1) * interval_s
+
+
+def retry_s(failures: int, problem: TryAgain, interval_s: float) -> float:
+    """How long to wait after this many failures in a row, the last of them `problem`."""
+    doubled = 2.0 ** min(failures - 1, 20)
+    if problem.wait_s is not None:
+        return problem.wait_s
+    if problem.unsent:
+        return min(min(60.0, interval_s) * doubled, interval_s)
+    return max(min(interval_s * doubled, max(LONGEST_BACKOFF_S, interval_s)), problem.least_s)
+
+
 # --- How it is told -------------------------------------------------------------------------
 
-
-def local_time() -> datetime:
-    return datetime.fromtimestamp(time.time(), timezone.utc).astimezone()
+TITLE = "BMW i3"
+NOTIFICATION_LIMIT_S = 10  # for each program that shows one and each address that is told
+STALE_REPORT = timedelta(minutes=5)
 
 
 def duration(seconds: float) -> str:
@@ -1039,10 +895,16 @@ def plain_line(reading: Reading, now: datetime, bar: str = "") -> str:
 
 
 def json_line(reading: Reading, now: datetime) -> str:
-    fields = reading._asdict()
-    del fields["minutes_from"]
-    fields["reported"] = reading.reported and reading.reported.isoformat()
-    return json.dumps({"time": now.isoformat(timespec="seconds"), **fields})
+    fields = {
+        "time": now.isoformat(timespec="seconds"),
+        "charge": reading.charge,
+        "status": reading.status,
+        "range": reading.range,
+        "range_unit": reading.range_unit,
+        "minutes_to_full": reading.minutes_to_full(now),
+        "reported": reading.reported and reading.reported.isoformat(),
+    }
+    return json.dumps(fields)
 
 
 COLOURS: dict[Status, int] = {"charging": 32, "full": 36, "waiting": 33, "error": 31}
@@ -1061,7 +923,7 @@ class ChargeLog:
             self._blocks.encode(sys.stdout.encoding)
         except UnicodeError:
             self._blocks = "#-"
-        self._works = True
+        self.works = True
 
     def write(self, reading: Reading, now: datetime) -> None:
         """Write a line.
@@ -1069,22 +931,23 @@ class ChargeLog:
         Raises:
             BrokenPipeError: nobody reads the log any more.
         """
-        if self._as_json:
-            line = json_line(reading, now)
-        elif self._terminal:
+        line = json_line(reading, now) if self._as_json else plain_line(reading, now)
+        if self._terminal:
             title = f"\033]2;i3 {reading.percent} {reading.status}\007"
             line = title + plain_line(reading, now, self._bar(reading))
-        else:
-            line = plain_line(reading, now)
+        self._write(line + "\n")
+
+    def _write(self, text: str) -> None:
+        """Without a buffer, in which something would be left over at the end."""
         try:
-            print(line, flush=True)
-            self._works = True
+            os.write(sys.stdout.fileno(), text.encode(sys.stdout.encoding, "replace"))
+            self.works = True
         except BrokenPipeError:
             raise
         except OSError as error:
-            if self._works:
+            if self.works:
                 logger.error("the log cannot be written (%s); going on without", error.strerror)
-            self._works = False
+            self.works = False
 
     def _bar(self, reading: Reading) -> str:
         full = int(reading.charge / 5)
@@ -1094,23 +957,20 @@ class ChargeLog:
     def close(self) -> None:
         """Take the title back, which would go on saying what is no longer known."""
         if self._terminal:
-            with suppress(OSError):
-                print("\033]2;\007", end="", flush=True)
+            self._write("\033]2;\007")
 
 
 class Desktop:
     """Shows notifications on this computer, with the first of several programs that can."""
 
     def __init__(self) -> None:
-        self._ways = [self._pync, self._osascript, self._notify_send]
+        self._ways = ["pync", "osascript", "notify-send"]
         self._said = False
 
     def show(self, message: str, *, sound: bool) -> None:
-        import subprocess
-
         for way in list(self._ways):
             try:
-                with way(message, "Glass" if sound else "") as process:
+                with self._start(way, message, "Glass" if sound else "") as process:
                     try:
                         if process.wait(NOTIFICATION_LIMIT_S) == 0:
                             return
@@ -1119,114 +979,96 @@ class Desktop:
             except subprocess.TimeoutExpired:
                 self._ways.remove(way)  # or it would delay the polls again and again
             except Exception as problem:  # noqa: BLE001 - pync raises no narrower one
-                logger.debug("%s did not work: %s", way.__name__[1:], type(problem).__name__)
+                logger.debug("%s did not work: %s", way, type(problem).__name__)
         if not self._said:
             logger.warning("this machine shows no notifications; README.md says what may help")
         self._said = True
 
-    def _pync(self, message: str, sound: str) -> subprocess.Popen[bytes]:
-        # Imported only here: where it cannot work it raises, and it always starts `which`.
-        notifier = importlib.import_module("pync").Notifier
-        options = {"sound": sound} if sound else {}
-        options.update(title=TITLE, group="i3charge")
-        process: subprocess.Popen[bytes] = notifier.notify(message, **options)
-        return process
-
-    def _osascript(self, message: str, sound: str) -> subprocess.Popen[bytes]:
+    @staticmethod
+    def _start(way: str, message: str, sound: str) -> subprocess.Popen[bytes]:
+        if way == "pync":
+            # Imported only here: where it cannot work it raises, and it always starts `which`.
+            notifier = importlib.import_module("pync").Notifier
+            options = {"title": TITLE, "group": "i3charge", **({"sound": sound} if sound else {})}
+            process: subprocess.Popen[bytes] = notifier.notify(message, **options)
+            return process
         script = "display notification (item 1 of argv) with title (item 2 of argv)"
         script += " sound name (item 3 of argv)" if sound else ""
-        lines = ["-e", "on run argv", "-e", script, "-e", "end run"]
-        return self._start("osascript", *lines, message, TITLE, sound)
-
-    def _notify_send(self, message: str, sound: str) -> subprocess.Popen[bytes]:
-        return self._start("notify-send", TITLE, message)
-
-    @staticmethod
-    def _start(*command: str) -> subprocess.Popen[bytes]:
-        import subprocess
-
+        apple = ["-e", "on run argv", "-e", script, "-e", "end run", message, TITLE, sound]
         quiet = subprocess.DEVNULL
+        command = [way, *(apple if way == "osascript" else [TITLE, message])]
         return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
 
 
-def webhook_form(news: News) -> dict[str, Any]:
-    fields = {
-        "event": news.kind,
-        "title": TITLE,
-        "message": news.message,
-        "charge": news.reading and news.reading.charge,
-        "status": news.reading and news.reading.status,
-        "time": news.time.isoformat(timespec="seconds"),
-    }
-    return {"json": fields}
+class Phone:
+    """The addresses that hear how a charge ends, and the requests that they have yet to take."""
 
-
-def ntfy_form(news: News) -> dict[str, Any]:
-    """https://docs.ntfy.sh/publish/"""
-    tags = {"full": "battery", "stopped": "warning", "error": "rotating_light"}
-    headers = {"Title": TITLE, "Tags": tags[news.kind], "Priority": "high"}
-    return {"data": news.message.encode(), "headers": headers}
-
-
-class Mailbox:
-    """An address to tell, and what it has not been told yet."""
-
-    def __init__(self, url: str, form: Callable[[News], dict[str, Any]], http: Http) -> None:
-        self._url = url
-        self._host = urlsplit(url).hostname
-        self._form = form
+    def __init__(self, settings: Settings, http: Http) -> None:
         self._http = http
-        self._problem = ""  # the last one said: once is enough for an address that is down
-        self.waiting: deque[News] = deque()
+        urls = {name: settings.url(name, secure=False) for name in ("WEBHOOK_URL", "NTFY_URL")}
+        self._urls = {name: url for name, url in urls.items() if url}
+        self._problems: dict[str, str] = {}  # by name, the last: said once while it lasts
+        self.waiting: list[tuple[str, str, dict[str, Any]]] = []  # name, message, request
+
+    def tell(self, kind: Kind, message: str, reading: Reading | None) -> None:
+        fields = {
+            "event": kind,
+            "title": TITLE,
+            "message": message,
+            "charge": reading and reading.charge,
+            "status": reading and reading.status,
+            "time": local_time().isoformat(timespec="seconds"),
+        }
+        # https://docs.ntfy.sh/publish/
+        tag = {"full": "battery", "stopped": "warning"}.get(kind, "rotating_light")
+        headers = {"Title": TITLE, "Tags": tag, "Priority": "high"}
+        for name in self._urls:
+            ntfy = {"data": message.encode(), "headers": headers}
+            self.waiting.append((name, message, ntfy if name == "NTFY_URL" else {"json": fields}))
 
     def deliver(self) -> None:
         """Post what waits, in order; after a failure the rest is kept for the next time."""
-        try:
-            while self.waiting:
-                self._post(self.waiting[0])
-                self.waiting.popleft()
-                self._problem = ""
-        except TryAgain as problem:
-            if str(problem) != self._problem:
-                logger.error("%s; it will be tried again", problem)
-            self._problem = str(problem)
+        failed: dict[str, str] = {}
+        for item in list(self.waiting):
+            name, _, request = item
+            if name in failed:
+                continue
+            request = {"limit_s": NOTIFICATION_LIMIT_S, **request}
+            try:
+                answer = self._http.send("a notification", "POST", self._urls[name], **request)
+                if not 200 <= answer.status < 300:
+                    raise answer.failure()
+                self.waiting.remove(item)
+            except TryAgain as problem:
+                failed[name] = str(problem)
+                if failed[name] != self._problems.get(name):
+                    logger.error("%s; it will be tried again", problem)
+        self._problems = failed
 
     def give_up(self) -> None:
-        for news in self.waiting:
-            logger.error("%s has not been told: %s", self._host, news.message)
-
-    def _post(self, news: News) -> None:
-        too_late = f"{self._host} did not answer a notification in time"
-        with time_limit(NOTIFICATION_LIMIT_S, too_late):
-            # A 2xx is enough: it must not be told again for what its body may be.
-            answer = self._http.send(
-                "a notification", "POST", self._url, read_body=False, **self._form(news)
-            )
-        if not 200 <= answer.status < 300:
-            raise TryAgain(f"{self._host} did not accept a notification (HTTP {answer.status})")
+        for name, message, _ in self.waiting:
+            host = urlsplit(self._urls[name]).hostname
+            logger.error("%s has not been told: %s", host, message)
 
 
 # --- The loop -------------------------------------------------------------------------------
 
 
-def next_tick_s(now_s: float, first_s: float, interval_s: float) -> float:
-    """The first tick after `now_s`: a poll that took long skips those that it missed."""
-    return first_s + (math.floor((now_s - first_s) / interval_s + 1e-9) + 1) * interval_s
+class Stopwatch:
+    """Counts seconds by the clock that has moved more.
 
+    The one stands still while the computer sleeps, and the other can be set back.
+    """
 
-def next_poll_s(
-    now_s: float, polled_s: float, tick_s: float, full_in_s: float | None, gap_s: float
-) -> float:
-    """The next tick, or the time when the car should be full, or has just become so, before it."""
-    if full_in_s is None or full_in_s <= -gap_s:
-        return tick_s
-    return min(tick_s, max(now_s + full_in_s, polled_s + gap_s))
+    def __init__(self) -> None:
+        self._began_s = [time.monotonic(), time.time()]
 
+    def seconds(self) -> float:
+        clocks_s = (time.monotonic(), time.time())
+        return max(now_s - began_s for now_s, began_s in zip(clocks_s, self._began_s))
 
-def backoff_s(failures: int, interval_s: float, retry_after_s: float) -> float:
-    """How long to wait after this many failures in a row."""
-    longest_s = max(LONGEST_BACKOFF_S, interval_s)
-    return max(min(interval_s * 2.0 ** min(failures - 1, 20), longest_s), retry_after_s)
+    def begin_later(self, by_s: float) -> None:
+        self._began_s = [began_s + by_s for began_s in self._began_s]
 
 
 def fault(problem: Exception) -> str:
@@ -1240,7 +1082,7 @@ def run(
     door: Door,
     charge_log: ChargeLog,
     desktop: Desktop,
-    phone: list[Mailbox],
+    phone: Phone,
     *,
     once: bool = False,
     until_full: bool = False,
@@ -1249,45 +1091,36 @@ def run(
     watch = ChargeWatch()
     reading: Reading | None = None
     failures = 0
-    first_s = time.monotonic()
+    since_due = Stopwatch()  # since the poll was due
 
     def tell(kind: Kind, message: str) -> None:
         desktop.show(message, sound=kind in ("full", "stopped"))
         if kind != "step":
-            for mailbox in phone:
-                mailbox.waiting.append(News(kind, message, reading, local_time()))
-
-    def deliver() -> None:
-        for mailbox in phone:
-            mailbox.deliver()
+            phone.tell(kind, message, reading)
 
     while True:
         exit_status = 1 if once else None
-        polled_s = time.monotonic()
         try:
-            with time_limit(POLL_LIMIT_S, "BMW took too long to answer"):
-                reading = door.read()
-        except NotYet as wait:
-            next_s = time.monotonic() + wait.wait_s
-            if wait.news:
-                logger.warning("%s", wait.news)
-                tell("error", wait.news)
+            reading = door.poll()
         except SignInFailed as problem:
             exit_status = 1
             logger.error("%s", problem)
             tell("error", str(problem))
         except Exception as problem:  # noqa: BLE001 - even a fault of ours may pass
-            failures += 1
             if not isinstance(problem, TryAgain):
                 problem = TryAgain(fault(problem))
-            now_s = time.monotonic()
-            next_s = now_s + backoff_s(failures, door.interval_s, problem.retry_after_s)
-            if failures == 1 and reading and not problem.retry_after_s:
+            failures += problem.wait_s is None
+            since_due, wait_s = Stopwatch(), retry_s(failures, problem, door.interval_s)
+            if failures == 1 and reading and problem.wait_s is None and not problem.least_s:
                 # Where the end of a charge was to be seen, half an hour is too long to wait.
-                full_in_s = reading.seconds_to_full(local_time())
-                next_s = next_poll_s(now_s, now_s, next_s, full_in_s, door.gap_s)
-            wait_s = next_s - now_s
-            logger.error("%s%s", problem, "" if once else f"; next try in {duration(wait_s)}")
+                soon_s = next_poll_s(reading, local_time(), door.interval_s, door.gap_s)
+                wait_s = min(wait_s, soon_s)
+            if str(problem):
+                next_try = "" if once else f"; next try in {duration(wait_s)}"
+                logger.error("%s%s", problem, next_try)
+            if problem.news:
+                logger.warning("%s", problem.news)
+                tell("error", problem.news)
         else:
             failures = 0
             now = local_time()
@@ -1295,21 +1128,19 @@ def run(
             kind = watch.news(reading)
             if kind:
                 tell(kind, announcement(kind, reading, now))
-            now_s = time.monotonic()
-            tick_s = next_tick_s(now_s, first_s, door.interval_s)
-            full_in_s = reading.seconds_to_full(now)
-            next_s = next_poll_s(now_s, polled_s, tick_s, full_in_s, door.gap_s)
+            wait_s = next_tick_s(since_due.seconds(), door.interval_s)
+            wait_s = min(wait_s, next_poll_s(reading, now, door.interval_s, door.gap_s))
             if once or (until_full and reading.status == "full"):
-                exit_status = 0
-        deliver()
+                exit_status = 0 if charge_log.works else 1
+        phone.deliver()
         if exit_status is not None:
-            for mailbox in phone:
-                mailbox.give_up()
+            phone.give_up()
             return exit_status
-        while (left_s := next_s - time.monotonic()) > 0:
-            time.sleep(min(left_s, REDELIVERY_S))
-            if left_s > REDELIVERY_S:
-                deliver()
+        while (left_s := wait_s - since_due.seconds()) > 0:
+            time.sleep(min(left_s, 60))
+            if left_s > 60:
+                phone.deliver()
+        since_due.begin_later(wait_s)
 
 
 # --- The command line -----------------------------------------------------------------------
@@ -1328,30 +1159,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="log one JSON object a line")
     parser.add_argument("--demo", action="store_true", help="log a simulated i3 until it is full")
     parser.add_argument("--env-file", type=Path, metavar="PATH", help="read the settings from PATH")
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", help="show what is asked and answered"
-    )
+    asked = "show what is asked and answered"
+    parser.add_argument("-v", "--verbose", action="store_true", help=asked)
     parser.add_argument("--version", action="version", version=f"i3charge {__version__}")
     return parser.parse_args()
 
 
-def start(arguments: argparse.Namespace, variables: Mapping[str, str], env_file: Path) -> int:
-    settings = Settings(variables, env_file.parent, attended=not arguments.once)
+def start(arguments: argparse.Namespace, settings: Settings) -> int:
     http = Http()
-    cardata = variables.get("CARDATA_CLIENT_ID")
-    door: Door = CarData(settings, http) if cardata else Portal(settings, http)
-    addresses = (("WEBHOOK_URL", webhook_form), ("NTFY_URL", ntfy_form))
-    phone = [
-        Mailbox(url, form, http)
-        for name, form in addresses
-        if (url := settings.url(name, secure=False))
-    ]
+    once, cardata = arguments.once, settings.variables.get("CARDATA_CLIENT_ID")
+    door = CarData(settings, http, attended=not once) if cardata else Portal(settings, http)
+    phone = Phone(settings, http)
     settings.check()
     charge_log = ChargeLog(as_json=arguments.json)
     try:
-        return run(
-            door, charge_log, Desktop(), phone, once=arguments.once, until_full=arguments.demo
-        )
+        return run(door, charge_log, Desktop(), phone, once=once, until_full=arguments.demo)
     finally:
         charge_log.close()
 
@@ -1359,12 +1181,6 @@ def start(arguments: argparse.Namespace, variables: Mapping[str, str], env_file:
 def main() -> int:
     """Run the command line; returns the exit status."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # A closed stream would leave its number to the next connection that is opened.
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))
-    # An interrupt can leave an object half made, whose finalizer fails: no news for the owner.
-    sys.unraisablehook = lambda _: None
     logging.raiseExceptions = False  # a log that cannot be written is no reason to stop
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
@@ -1375,10 +1191,10 @@ def main() -> int:
         path = arguments.env_file or Path(__file__).resolve().with_name(".env")
         variables = load_variables(path, required=bool(arguments.env_file))
         if not arguments.demo:
-            return start(arguments, variables, path)
+            return start(arguments, Settings(variables, path.parent))
         with simulated_bmw() as simulated:
             told = {name: variables.get(name, "") for name in ("WEBHOOK_URL", "NTFY_URL")}
-            return start(arguments, {**simulated, **told}, path)
+            return start(arguments, Settings({**simulated, **told}))
     except SettingsError as error:
         for line in error.args:
             logger.error("%s", line)
@@ -1391,13 +1207,6 @@ def main() -> int:
     except Exception as problem:  # noqa: BLE001 - no traceback, whatever it is
         logger.critical("%s", fault(problem))
         return 1
-    finally:
-        # What could not be written would be tried once more, and fail, at the exit.
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except OSError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 # --- The demo -------------------------------------------------------------------------------
@@ -1409,24 +1218,20 @@ def simulated_bmw() -> Iterator[dict[str, str]]:
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
     from threading import Thread
 
-    token = secrets.token_urlsafe()
     charges = iter([61 + 1.5 * n for n in range(26)])
     interval_ms = 570
 
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
         def do_POST(self) -> None:
             """The login."""
             form = dict(parse_qsl(self.rfile.read(int(self.headers["Content-Length"])).decode()))
-            fields = f"state={form['state']}&access_token={token}&token_type=Bearer"
-            self.answer(302, "", ("Location", f"{form['redirect_uri']}#{fields}"))
+            fields = f"state={form['state']}&access_token=demo&token_type=Bearer"
+            self.send_response(302)
+            self.send_header("Location", f"{form['redirect_uri']}#{fields}")
+            self.end_headers()
 
         def do_GET(self) -> None:
             """The car's status."""
-            if self.headers["Authorization"] != f"Bearer {token}":
-                self.answer(401, "{}")
-                return
             charge = next(charges, 100.0)
             car = {
                 "chargingLevelHv": str(charge),
@@ -1436,14 +1241,9 @@ def simulated_bmw() -> Iterator[dict[str, str]]:
                 "beRemainingRangeElectricKm": f"{charge * 1.6:.1f}",
                 "updateTime": f"{datetime.now(timezone.utc):%d.%m.%Y %H:%M:%S} UTC",
             }
-            self.answer(200, json.dumps({"attributesMap": car}))
-
-        def answer(self, status: int, body: str, *headers: tuple[str, str]) -> None:
-            self.send_response(status)
-            for name, value in (*headers, ("Content-Length", str(len(body)))):
-                self.send_header(name, value)
+            self.send_response(200)
             self.end_headers()
-            self.wfile.write(body.encode())
+            self.wfile.write(json.dumps({"attributesMap": car}).encode())
 
         def log_message(self, *_: object) -> None:
             """Nothing: the demo's log is the owner's."""
@@ -1453,11 +1253,8 @@ def simulated_bmw() -> Iterator[dict[str, str]]:
         Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/"
         yield {
-            "USERNAME": "demo",
-            "PASSWORD": "demo",
-            "AUTH_CLIENT_ID": "demo",
-            "AUTH_BASE_URL": address,
-            "CONNECTED_DRIVE_BASE_URL": address,
+            **dict.fromkeys(("USERNAME", "PASSWORD", "AUTH_CLIENT_ID"), "demo"),
+            **dict.fromkeys(("AUTH_BASE_URL", "CONNECTED_DRIVE_BASE_URL"), address),
             "VEHICLE_IDENTIFICATION_NUMBER": "WBY00000000000000",
             "LOG_INTERVAL": str(interval_ms),
         }
