@@ -1,10 +1,17 @@
 #!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.9"
+# dependencies = [
+#   "requests>=2.28,<3",
+#   "python-dotenv>=1.0,<2",
+#   "pync>=2.0.3,<3; sys_platform == 'darwin'",
+# ]
+# ///
 """Log the charge of a BMW i3, and tell its owner when the charging station can be freed.
 
-A reading at every `LOG_INTERVAL`: one line on stdout, everything else on stderr. A
-notification at every 5 % that the charge has risen, and when charging has ended, then on the
-phone too. Settings come from `.env` beside this file (see `.env.example`) and from the
-environment; a sign-in at BMW CarData is kept in `.cardata.json` beside the settings file.
+One line on stdout for each reading, everything else on stderr. Settings come from `.env`
+beside this file (see `.env.example`) and from the environment; what has to be remembered is
+kept in `.i3charge.json` beside the settings.
 """
 
 from __future__ import annotations
@@ -18,17 +25,16 @@ if __name__ == "__main__":
 
 import argparse
 import base64
+import difflib
+import fcntl
 import hashlib
 import importlib
 import io
 import json
 import logging
-import math
 import os
 import re
 import secrets
-import shlex
-import stat
 import subprocess
 import sys
 import time
@@ -37,8 +43,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Union
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any, ClassVar, Literal, NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 try:
     import requests
@@ -47,47 +53,49 @@ try:
 except ImportError as missing:
     sys.exit(f"i3charge: this Python has no {missing.name}; README.md says how to install it")
 
-__version__ = "1.1.0"
+__version__ = "2.0.0"
 
 logger = logging.getLogger("i3charge")
 
 
 # --- The settings ---------------------------------------------------------------------------
 
+NAMES = """VEHICLE_IDENTIFICATION_NUMBER CARDATA_CLIENT_ID CARDATA_BASE_URL CARDATA_AUTH_BASE_URL
+LOG_INTERVAL NOTIFY_AT NTFY_URL WEBHOOK_URL USERNAME PASSWORD AUTH_CLIENT_ID AUTH_BASE_URL
+AUTH_REDIRECT_URI CONNECTED_DRIVE_BASE_URL""".split()
+
 
 class SettingsError(Exception):
     """The settings cannot be used. Each argument is a line for the owner."""
 
 
-def load_variables(path: Path, *, required: bool) -> dict[str, str]:
-    """The environment's variables, overruled by those in the settings file.
+def load_variables(path: Path, *, required: bool) -> tuple[dict[str, str], list[str]]:
+    """The environment's variables, overruled by those in the settings file; and its typos.
 
     Windows and many Linux desktops export a `USERNAME` of their own. An empty value in the
-    file overrules too.
-
-    Raises:
-        SettingsError: the file is missing though `required`, or cannot be read.
+    file overrules too. SettingsError where the file is `required` or broken, and is no use.
     """
+    if not (required or path.exists()):
+        return dict(os.environ), []
     try:
         text = path.read_text(encoding="utf-8-sig")
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        if required:
-            raise SettingsError(f"--env-file: there is no file {path}") from None
-        return dict(os.environ)
-    except UnicodeDecodeError:
-        raise SettingsError(f"{path} should be UTF-8 text") from None
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
-    if stat.S_ISREG(mode) and mode & (stat.S_IRGRP | stat.S_IROTH):
-        mend = shlex.join(["chmod", "600", str(path)])
-        logger.warning("other users of this computer can read the settings; mend it: %s", mend)
+        others_read = path.is_file() and path.stat().st_mode & 0o044
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "it should be UTF-8 text"
+        raise SettingsError(f"{path} cannot be read: {why}") from None
+    if others_read:
+        logger.warning("other users can read the settings; mend it: chmod 600 '%s'", path)
     bindings = list(parse_stream(io.StringIO(text)))
-    broken = [binding.original.line for binding in bindings if binding.error]
-    if broken:
-        should = "should be NAME=value (is a quote missing?)"
-        raise SettingsError(*(f"{path}, line {line}: {should}" for line in broken))
-    return {**os.environ, **{b.key: b.value or "" for b in bindings if b.key}}
+    should = "should be NAME=value (is a quote missing?)"
+    if broken := [f"{path}, line {b.original.line}: {should}" for b in bindings if b.error]:
+        raise SettingsError(*broken)
+    found = {binding.key: binding.value or "" for binding in bindings if binding.key}
+    typos = [
+        f"{name} is not a setting; did you mean {meant[0]}?"
+        for name in found.keys() - set(NAMES)
+        if (meant := difflib.get_close_matches(name.upper(), NAMES, 1, 0.86))
+    ]
+    return {**os.environ, **found}, sorted(typos)
 
 
 def is_loopback(url: str) -> bool:
@@ -101,10 +109,9 @@ class Settings:
     anything is sent. No message holds a value: any of them could be a mislaid password.
     """
 
-    def __init__(self, variables: Mapping[str, str], folder: Path = Path()) -> None:
+    def __init__(self, variables: Mapping[str, str], problems: Iterable[str] = ()) -> None:
         self.variables = variables
-        self.folder = folder  # of the settings file
-        self.problems: list[str] = []
+        self.problems = list(problems)
 
     def text(self, name: str, default: str = "", *, form: str = ".*", should: str = "") -> str:
         """A text in the `form` of a regular expression; without a default it is required."""
@@ -119,14 +126,14 @@ class Settings:
     def url(self, name: str, default: str = "", *, secure: bool = True) -> str:
         """An address; a `secure` one, that secrets are sent to, is https or on this computer."""
         value = self.variables.get(name) or default
-        with suppress(ValueError):
-            parts = urlsplit(value)
-            plain = parts.scheme == "http" and (not secure or is_loopback(value))
-            if not value or (parts.hostname and (plain or parts.scheme == "https")):
-                return value
         begins = "https://" if secure else "http:// or https://"
+        with suppress(ValueError):
+            plain = not secure or is_loopback(value)
+            parts = urlsplit(value)
+            if not value or (parts.hostname and parts.scheme in ("https", plain and "http")):
+                return value
         self.problems.append(f"{name} should be an address that begins with {begins}")
-        return "https://invalid/"
+        return "https://invalid/stand-in"
 
     def vin(self) -> str:
         should = "17 letters and digits, none of them I, O or Q"
@@ -142,19 +149,17 @@ class Settings:
             logger.warning("LOG_INTERVAL is raised to %d: %s", least_ms, why)
         return max(value_ms, least_ms) / 1000
 
-    def check(self) -> None:
-        missing = any("missing" in problem for problem in self.problems)
-        hint = (
-            "copy .env.example to .env and fill it in (with CARDATA_CLIENT_ID, the door that"
-            " BMW has open today, no password is needed); --demo needs no account"
-        )
+    def check(self, *, hint: str) -> None:
+        """Say all that is wrong, and the hint where something is missing."""
+        if any("is missing" in problem for problem in self.problems):
+            self.problems.append(hint)
         if self.problems:
-            raise SettingsError(*self.problems, *([hint] if missing else []))
+            raise SettingsError(*self.problems)
 
 
 # --- A reading ------------------------------------------------------------------------------
 
-A_DAY_MINUTES = 24 * 60
+A_DAY_S = 24 * 60 * 60
 
 Status = Literal["charging", "full", "waiting", "error", "plugged in", "unplugged", "unknown"]
 
@@ -167,12 +172,13 @@ class Reading(NamedTuple):
     range: float | None = None  # in range_unit
     range_unit: str | None = None  # "km" or "mi"
     full_at: datetime | None = None  # as BMW expects, and only while charging
-    reported: datetime | None = None  # when the car said its charge
+    reported: datetime | None = None  # when the car last said something of this
+    predicted: bool = False  # the charge is BMW's own computation
 
     @property
     def percent(self) -> str:
         """Rounded down: 99.6 % is not full."""
-        return f"{int(self.charge)}%"
+        return f"{'~' if self.predicted else ''}{int(self.charge)}%"
 
     def minutes_to_full(self, now: datetime) -> float | None:
         """None where that is not known, or has passed: BMW repeats what it once expected."""
@@ -180,29 +186,24 @@ class Reading(NamedTuple):
             return None
         return max(0.0, round((self.full_at - now).total_seconds() / 60, 1))
 
-    def full_about(self, now: datetime) -> str:
-        if self.full_at is None or self.minutes_to_full(now) is None:
-            return ""
-        return f"full about {self.full_at.astimezone():%H:%M}"
+    def full_clock(self, now: datetime) -> str:
+        """The time of day when it should be full; "" where that is not known, or has passed."""
+        known = self.full_at and self.minutes_to_full(now) is not None
+        return f"{self.full_at.astimezone():%H:%M}" if self.full_at and known else ""
 
 
-# The words of hvStatus, then those of the older fields. An unplugged car says INVALID and
-# NOCHARGING, and so may one that is plugged in.
-STATUS_WORDS: dict[str, Status] = {
-    "CHARGING": "charging",
-    "FINISHED_FULLY_CHARGED": "full",
-    "WAITING_FOR_CHARGING": "waiting",
-    "ERROR": "error",
-    "NOT_CHARGING": "plugged in",
-    "FINISHED_NOT_FULL": "plugged in",
-    "INVALID": "unknown",
-    "CHARGINGACTIVE": "charging",
-    "INITIALIZATION": "waiting",
-    "CHARGINGPAUSED": "waiting",
-    "CHARGINGERROR": "error",
-    "CHARGINGENDED": "plugged in",
-    "NOCHARGING": "unknown",
+# The words of hvStatus and of the older fields. An unplugged car says INVALID and NOCHARGING,
+# and so may one that is plugged in.
+WORDS: dict[Status, str] = {
+    "charging": "CHARGING CHARGINGACTIVE",
+    "full": "FINISHED_FULLY_CHARGED",
+    "waiting": "WAITING_FOR_CHARGING INITIALIZATION CHARGINGPAUSED CHARGINGINTERRUPTED"
+    " CHARGINGDISRUPTED",
+    "error": "ERROR CHARGINGERROR",
+    "plugged in": "NOT_CHARGING FINISHED_NOT_FULL CHARGINGENDED",
+    "unknown": "INVALID NOCHARGING",
 }
+STATUS_WORDS = {word: status for status, words in WORDS.items() for word in words.split()}
 PLUG_WORDS = ("CONNECTED", "DISCONNECTED")
 
 
@@ -268,23 +269,95 @@ def printable(value: object, hidden: Iterable[str]) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)[:200] or "no reason given"
 
 
-# --- The door: where readings come from -----------------------------------------------------
+# --- What is remembered ---------------------------------------------------------------------
+class Store:
+    """Keeps the public attributes of objects in one file, which has mode 0600.
 
-
-class TryAgain(Exception):
-    """There is no reading now: go on. Without a reason nothing has failed.
-
-    The next try is in `wait_s` seconds, or else the later, the more has failed, and in
-    `least_s` at the least. What was `unsent` did not get through to BMW, and has cost it
-    nothing. `news` is for the owner, wherever that is.
+    Several processes can share it: in `with store` they take turns, and the objects are what
+    the file holds at that moment. Without a path nothing is kept.
     """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._things: dict[str, object] = {}
+        self._kept: dict[str, Any] = {}
+        self._text = b""  # of the file, as it was last seen
+        self._lock = 0
+        self._failed = False  # to write: what is in memory is newer than the file
+
+    def keep(self, name: str, thing: object) -> None:
+        self._things[name] = thing
+
+    def __enter__(self) -> None:
+        if self._path:
+            with suppress(OSError):  # some file systems have no locks
+                lock = self._path.with_name(self._path.name + ".lock")
+                self._lock = self._lock or os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self.load()
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.save()
+        finally:
+            if self._lock:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def load(self) -> None:
+        if self._failed or not self._path:
+            return
+        try:
+            text = self._path.read_bytes()
+            if text == self._text:
+                return
+            self._text, self._kept = text, mapping(json.loads(text))
+        except FileNotFoundError:
+            with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+                # Of version 1, which kept nothing but the sign-in.
+                old = json.loads(self._path.with_name(".cardata.json").read_bytes())
+                self._kept = {f"CarData {old['client_id']}": old}
+        except (OSError, ValueError, RecursionError):
+            logger.error("%s cannot be used; going on without it", self._path.name)
+        for name, thing in self._things.items():
+            kept = mapping(self._kept.get(name))
+            same = {key for key, value in vars(thing).items() if type(kept.get(key)) is type(value)}
+            vars(thing).update((key, kept[key]) for key in same if not key.startswith("_"))
+
+    def save(self) -> None:
+        """What has changed is on disk, whole, before anything is done with it."""
+        kept = dict(self._kept)
+        for name, thing in self._things.items():
+            kept[name] = {key: value for key, value in vars(thing).items() if key[0] != "_"}
+        text = json.dumps(kept).encode()
+        if not self._path or (text == self._text and not self._failed):
+            return
+        aside = self._path.with_name(self._path.name + ".new")
+        try:
+            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, self._path)
+            self._path.with_name(".cardata.json").unlink(missing_ok=True)
+            self._text, self._kept, self._failed = text, kept, False
+        except OSError as error:
+            if not self._failed:
+                logger.error("%s cannot be written (%s)", self._path, error.strerror)
+            self._failed = True
+
+
+# --- The door: where readings come from -----------------------------------------------------
+class TryAgain(Exception):
+    """There is no reading now: go on. Without a reason nothing has failed."""
+
+    wait_s: float | None = None  # until the next try; else the longer, the more has failed
+    least_s = 0.0  # of such a wait
+    unsent = False  # it did not get through to BMW, and has cost it nothing
+    news = click = ""  # for the owner, wherever that is, and an address to open
 
     def __init__(self, why: str = "", **details: Any) -> None:
         super().__init__(why)
-        self.wait_s: float | None = details.get("wait_s")
-        self.least_s: float = details.get("least_s", 0.0)
-        self.unsent: bool = details.get("unsent", False)
-        self.news: str = details.get("news", "")
+        vars(self).update(details)
 
 
 class SignInFailed(Exception):
@@ -308,11 +381,18 @@ class Answer(NamedTuple):
     def failure(self) -> TryAgain:
         """Why this is not the answer that was hoped for."""
         why = "is out of order" if self.status >= 500 else "gave no useful answer"
-        why = f"{self.host} {why} when asked for {self.what} (HTTP {self.status})"
         least_s = 0.0
         with suppress(urllib3.exceptions.HTTPError, ValueError, TypeError, OverflowError):
             least_s = urllib3.Retry().parse_retry_after(self.headers.get("Retry-After", ""))
+        why = f"{self.host} {why} when asked for {self.what} (HTTP {self.status})"
         return TryAgain(why, least_s=min(least_s, 3600))
+
+
+def log_values(values: Mapping[str, object], hidden: Iterable[str]) -> None:
+    """What a reading is made of, for --verbose; not the car's position."""
+    if logger.isEnabledFor(logging.DEBUG):
+        for name in filter(re.compile("harg|Range|onnector|pdateTime|header").search, values):
+            logger.debug("  %s", printable(f"{name}: {json.dumps(values[name])}", hidden))
 
 
 def is_token(value: object) -> bool:
@@ -337,11 +417,8 @@ class Http:
     ) -> Answer:
         """Send a request for `what`, with `options` for `requests.request`.
 
-        With a `token`, be it empty, that and nothing of `~/.netrc` is what it is authorized by.
-
-        Raises:
-            TryAgain: there is no answer. The words are ours, for those of requests hold the
-                address. Where only the body breaks off, the answer has none.
+        A `token`, be it empty, keeps `~/.netrc` out. TryAgain where there is no answer, in our
+        words, for those of requests hold the address; where the body breaks off it is empty.
         """
         host = urlsplit(url).hostname or ""
         why = f"no answer from {host} when asked for {what}"
@@ -378,167 +455,156 @@ class Http:
         return Answer(what, host, status, response.headers, body)
 
 
-class CarDataFile:
-    """What CarData's door has to remember, on disk with mode 0600 and replaced as a whole."""
+class DeviceFlow:
+    """One client id's sign-in: OAuth 2.0 device flow (RFC 8628) with PKCE (RFC 7636)."""
 
-    def __init__(self, path: Path, client_id: str) -> None:
-        self._path = path
-        self.client_id = client_id
-        self.access_token = ""
+    SCOPE = "authenticate_user openid cardata:api:read"
+    SUBSCRIBE = "in the My BMW portal, subscribe the client id to the CarData API"
+    USED_UP = "BMW has failed over this code. In a private window without an ad blocker it works"
+    USED_UP += " more often; if not, delete the client id in the portal and make a new one"
+    UNATTENDED_S = 30 * 60
+
+    def __init__(self, settings: Settings, http: Http, store: Store, *, attended: bool) -> None:
+        self.access_token = self.refresh_token = ""
         self.expires_s = 0.0  # time.time() when the access token does
-        self.refresh_token = ""
+        self.refusals = 0  # of the refresh token, in a row
+        self.asked = False  # the owner, to sign in
         self.container = ""  # its id
         self.sought_s = 0.0  # time.time() when it was, if no reading has come since
         self.requests_s: list[float] = []  # time.time() of each in the last 24 hours
-        with suppress(FileNotFoundError):
-            try:
-                kept = mapping(json.loads(path.read_bytes()))
-                if kept["client_id"] == client_id:
-                    vars(self).update({n: type(v)(kept[n]) for n, v in self._fields().items()})
-            except (ValueError, LookupError, TypeError, RecursionError):
-                logger.error("%s cannot be used; going on without it", path.name)
-
-    def _fields(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
-
-    def save(self) -> None:
-        aside = self._path.with_name(self._path.name + ".new")
-        try:
-            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                json.dump(self._fields(), file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, self._path)
-        except OSError as error:
-            logger.error("%s cannot be written (%s)", self._path, error.strerror)
-
-
-class DeviceSignIn:
-    """Signs in at CarData with the OAuth 2.0 device flow (RFC 8628) and PKCE (RFC 7636)."""
-
-    def __init__(
-        self, settings: Settings, http: Http, kept: CarDataFile, *, attended: bool
-    ) -> None:
         url = settings.url("CARDATA_AUTH_BASE_URL", "https://customer.bmwgroup.com/gcdm/oauth/")
         self._url = url.rstrip("/")
-        self._http = http
-        self._kept = kept
+        client_id = settings.text("CARDATA_CLIENT_ID")
+        is_uuid = re.fullmatch("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", client_id)
+        self._client_id = client_id.lower() if is_uuid else client_id  # BMW shows upper case
+        self._http, self._store = http, store
         self._attended = attended  # by an owner who can be asked to sign in
-        self._refused = False  # the refresh token, and the owner has not been told
         self._device_code = ""  # of the sign-in that waits for the owner
-        self._interval_s = 0.0
-        self._verifier = ""
+        self._codes_expired = 0  # in a row
+        store.keep(f"CarData {self._client_id}", self)
 
     def _oauth(self, what: str, path: str, **form: str) -> Answer:
-        form = {"client_id": self._kept.client_id, **form}
+        form = {"client_id": self._client_id, **form}
         return self._http.send(what, "POST", f"{self._url}/{path}", data=form, token="")
 
     def renew(self) -> None:
         """Get an access token: with the refresh token, else from the owner, who is waited for."""
-        if self._kept.refresh_token:
-            refresh = {"grant_type": "refresh_token", "refresh_token": self._kept.refresh_token}
-            answer = self._oauth("a new access token", "token", **refresh)
-            # Without an error of OAuth's own it was the gateway, and the refresh token is good.
-            if answer.status not in (400, 401, 403) or "error" not in answer.json():
-                self._keep_tokens(answer)
+        if self._device_code and (self.refusals or not self.refresh_token):
+            if self._owner_has_confirmed():
                 return
-            self._kept.access_token, self._kept.refresh_token, self._kept.expires_s = "", "", 0.0
-            self._kept.save()
-            self._refused = True
+        elif self.refresh_token and self._refreshed():
+            self._device_code = ""  # another process may have signed in meanwhile
+            return
         if not self._attended:
-            advice = "CarData needs a sign-in: run python i3charge.py once by hand, without --once"
-            raise SignInFailed(advice) if self._refused else TryAgain(advice)
+            advice = "CarData needs a sign-in: run i3charge.py once by hand, without --once"
+            raise TryAgain(advice, news=advice if self.refusals == 2 else "")
         if not self._device_code:
             self._ask_owner()
-        elif self._owner_has_confirmed():
-            return
-        news = "BMW wants a new sign-in: the terminal shows how" if self._refused else ""
-        self._refused = False
-        raise TryAgain(wait_s=self._interval_s, news=news)
+        raise TryAgain(wait_s=self._interval_s)
+
+    def _refreshed(self) -> bool:
+        token = self.refresh_token
+        form = {"grant_type": "refresh_token", "refresh_token": token}
+        answer = self._oauth("a new access token", "token", **form)
+        # Without an error of OAuth's own it was the gateway, and the refresh token is good.
+        if answer.status not in (400, 401, 403) or "error" not in answer.json():
+            self._keep_tokens(answer)
+            return True
+        self._store.load()  # a process without the lock may have been faster
+        if self.refresh_token != token:
+            return self._refreshed()
+        self.refusals += 1
+        if self.refusals == 1:  # BMW has refused good ones while it was out of order
+            raise TryAgain("BMW does not renew the sign-in; it is asked once more")
+        return False
 
     def _ask_owner(self) -> None:
         """RFC 8628, section 3.1, with the code challenge of RFC 7636, section 4.2."""
         self._verifier = secrets.token_urlsafe(64)
         digest = hashlib.sha256(self._verifier.encode()).digest()
-        answer = self._oauth(
-            "a sign-in",
-            "device/code",
-            response_type="device_code",
-            scope="authenticate_user openid cardata:api:read",
-            code_challenge=base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
-            code_challenge_method="S256",
-        )
+        challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+        form = {"response_type": "device_code", "scope": self.SCOPE, "code_challenge": challenge}
+        answer = self._oauth("a sign-in", "device/code", **form, code_challenge_method="S256")
         if answer.status == 403:
-            why = "BMW does not let this client id in yet: subscribe it to the CarData API"
-            raise TryAgain(f"{why} in the My BMW portal", wait_s=60)
+            raise TryAgain(f"BMW does not let this client id in yet: {self.SUBSCRIBE}", wait_s=60)
         if answer.status in (400, 401):
             raise self._refusal(answer)
         said = answer.json()
         code, device_code = said.get("user_code"), said.get("device_code")
         address = said.get("verification_uri_complete") or said.get("verification_uri")
-        if not (is_token(device_code) and is_token(code) and is_token(address)):
+        if not all(map(is_token, (device_code, code, address))):
             raise answer.failure()
-        self._device_code = word(device_code)
+        self._device_code, self._shaken = word(device_code), False
         self._interval_s = number(said.get("interval"), most=300) or 5  # RFC 8628, 3.2
-        logger.warning("to sign in at BMW, open %s and confirm the code %s", address, code)
+        self._expires_s = time.time() + (number(said.get("expires_in"), most=A_DAY_S) or 300)
+        logger.warning("to sign in at BMW, open\n%s\nand confirm the code\n%s", address, code)
+        news = f"BMW wants you to sign in: open {address} and confirm the code {code}"
+        news, self.asked = "" if self.asked else news, True
+        raise TryAgain(wait_s=self._interval_s, news=news, click=address)
 
     def _owner_has_confirmed(self) -> bool:
         """RFC 8628, section 3.5."""
+        form = {"device_code": self._device_code, "code_verifier": self._verifier}
+        grant_type = "urn:ietf:params:oauth:grant-type:device_code"
         try:
-            answer = self._oauth(
-                "the tokens",
-                "token",
-                grant_type="urn:ietf:params:oauth:grant-type:device_code",
-                device_code=self._device_code,
-                code_verifier=self._verifier,
-            )
-            if answer.status == 200:
-                self._keep_tokens(answer)
-                self._device_code = ""
-                logger.info("signed in at BMW")
-                return True
-            error = word(answer.json().get("error"))
-            if answer.status not in (400, 401, 403) or not error:
+            answer = self._oauth("the tokens", "token", grant_type=grant_type, **form)
+            used_up = b"keymanagement.service.invalid_access_token" in answer.body
+            if answer.status not in (200, 400, 401, 403) and not used_up:
                 raise answer.failure()
         except TryAgain as problem:
-            logger.error("%s; trying again", problem)
-            # The code is still good. RFC 8628 wants fewer requests after a time-out, too.
-            error = "slow_down"
-        if error == "slow_down":
+            self._shaken = True
+            self._interval_s = problem.wait_s = self._interval_s + 5
+            raise
+        if answer.status == 200:
+            self._device_code, self._codes_expired = "", 0
+            self._keep_tokens(answer)
+            logger.info("signed in at BMW")
+            return True
+        error = word(answer.json().get("error"))  # none has been seen while the owner is awaited
+        if used_up or error == "invalid_grant" or (error == "access_denied" and self._shaken):
+            self._device_code = ""
+            raise TryAgain(self.USED_UP, wait_s=60)
+        if error == "expired_token" or time.time() > self._expires_s:
+            self._device_code = ""
+            self._codes_expired += 1
+            if self._codes_expired >= 3:
+                why = "nobody has confirmed the sign-in; a new start gives a new code at once"
+                raise TryAgain(why, wait_s=self.UNATTENDED_S)
+        elif error == "slow_down":
             self._interval_s += 5
-        elif error in ("expired_token", "invalid_grant"):
-            self._ask_owner()
-        elif error != "authorization_pending":
+        elif error not in ("authorization_pending", ""):
             raise self._refusal(answer)
         return False
 
     def _refusal(self, answer: Answer) -> SignInFailed:
-        error = printable(answer.json().get("error"), [self._kept.client_id])
-        if error == "access_denied":
-            return SignInFailed("the sign-in at BMW was declined: start again to get a new code")
-        return SignInFailed(
-            f"BMW refuses the sign-in ({error}): check CARDATA_CLIENT_ID, and in the My BMW"
-            " portal that it is subscribed to the CarData API"
-        )
+        error = printable(answer.json().get("error"), [self._client_id])
+        check = f"start again for a new code, or check CARDATA_CLIENT_ID and {self.SUBSCRIBE}"
+        return SignInFailed(f"BMW refuses the sign-in ({error}): {check}")
 
     def _keep_tokens(self, answer: Answer) -> None:
         """The old refresh token is dead: the new one is on disk before it is used."""
-        said, kept = answer.json(), self._kept
-        refresh_token = said.get("refresh_token", kept.refresh_token)
-        if answer.status != 200 or not (
-            is_token(said.get("access_token")) and is_token(refresh_token)
-        ):
+        said = answer.json()
+        tokens = said.get("access_token"), said.get("refresh_token", self.refresh_token)
+        if answer.status != 200 or not all(map(is_token, tokens)):
             raise answer.failure()
-        kept.access_token, kept.refresh_token = said["access_token"], refresh_token
-        kept.expires_s = time.time() + (number(said.get("expires_in"), most=1e6) or 3599)
-        kept.save()
+        if "cardata:api:read" not in word(said.get("scope") or self.SCOPE):
+            self.start_over()
+        self.access_token, self.refresh_token = map(word, tokens)
+        self.expires_s = time.time() + (number(said.get("expires_in"), most=1e6) or 3599)
+        self.refusals, self.asked = 0, False
+        self._store.save()
+
+    def start_over(self) -> None:
+        """Where the tokens' scope lacks CarData: refreshing keeps it, only a new sign-in helps."""
+        self.access_token, self.refresh_token, self.expires_s = "", "", 0.0
+        raise TryAgain(f"this sign-in is not for CarData: {self.SUBSCRIBE}", wait_s=60)
 
 
 class CarData:
     """BMW CarData, the official API for one's own car: 50 requests in any 24 hours."""
 
+    NAME = "CarData"
     REQUESTS = 48
-    DAY_S = 24 * 60 * 60
     RENEW_BEFORE_S = 60
     CONTAINER_PAUSE_S = 6 * 60 * 60
 
@@ -546,100 +612,108 @@ class CarData:
     HEADER = "vehicle.drivetrain.batteryManagement.header"
     DISPLAYED = "vehicle.powertrain.electric.battery.stateOfCharge.displayed"
     PREDICTED = ENGINE + "charging.level"
-    STATUS = (ENGINE + "charging.hvStatus", ENGINE + "charging.status")
-    MINUTES = (ENGINE + "charging.timeToFullyCharged", ENGINE + "charging.timeRemaining")
-    RANGE_KM = (ENGINE + "kombiRemainingElectricRange", "vehicle.drivetrain.lastRemainingRange")
-    PLUG = ("vehicle.body.chargingPort.status", "vehicle.body.chargingPort.combinedStatus")
-    CONTAINER: ClassVar[dict[str, Any]] = {
-        "name": "i3charge",
-        "purpose": "descriptors 1",  # to be raised with every change of the descriptors
-        "technicalDescriptors": [HEADER, DISPLAYED, PREDICTED, *STATUS, *MINUTES, *RANGE_KM, *PLUG],
-    }
+    HV_STATUS = ENGINE + "charging.hvStatus"
+    STATUS = ENGINE + "charging.status"
+    TO_FULL = ENGINE + "charging.timeToFullyCharged"
+    REMAINING = ENGINE + "charging.timeRemaining"  # never more than 200, which means "or more"
+    RANGE = ENGINE + "kombiRemainingElectricRange"
+    PLUGS = ("vehicle.body.chargingPort.status", "vehicle.body.chargingPort.combinedStatus")
+    DESCRIPTORS = (HEADER, DISPLAYED, HV_STATUS, STATUS, TO_FULL, REMAINING, RANGE, *PLUGS)
+    PURPOSE = "descriptors 2"  # to be raised with every change of the descriptors
+    # By purpose, the best first: one descriptor that BMW does not accept refuses a container.
+    LEAN = PURPOSE + " without level"
+    CONTAINERS: ClassVar = {PURPOSE: (*DESCRIPTORS, PREDICTED), LEAN: DESCRIPTORS}
 
-    def __init__(self, settings: Settings, http: Http, *, attended: bool) -> None:
-        self._http = http
-        client_id = settings.text("CARDATA_CLIENT_ID")
-        self._vin = settings.vin()
+    def __init__(self, settings: Settings, http: Http, store: Store, *, attended: bool) -> None:
+        self._http, self._store, self._attended = http, store, attended
+        self._account = DeviceFlow(settings, http, store, attended=attended)
+        self.vin = settings.vin()
         url = settings.url("CARDATA_BASE_URL", "https://api-cardata.bmwgroup.com/")
         self._url = url.rstrip("/") + "/customers"
-        self.gap_s = 0.0 if is_loopback(url) else 600.0
-        self.interval_s = settings.interval_s(
-            1_800_000, int(self.gap_s * 1000), "CarData allows 50 requests in 24 hours"
-        )
-        self._kept = CarDataFile(settings.folder / ".cardata.json", client_id)
-        self._sign_in = DeviceSignIn(settings, http, self._kept, attended=attended)
+        least_ms = 1 if is_loopback(url) else 2_400_000
+        why = "CarData allows 50 requests a day; when news is due it is asked sooner"
+        self.interval_s = settings.interval_s(2_400_000, least_ms, why)
 
     def poll(self) -> Reading:
-        """Ask BMW once.
-
-        Raises:
-            TryAgain: there is no reading now.
-            SignInFailed: there will be none with these settings.
-        """
-        if time.time() > self._kept.expires_s - self.RENEW_BEFORE_S:
-            self._sign_in.renew()
-        if not self._kept.container:
-            self._find_container()
-        answer = self._telematic_data()
-        if self._is_unknown_container(answer):
-            pause_s = self._kept.sought_s + self.CONTAINER_PAUSE_S - time.time()
-            if pause_s <= 0:
-                self._find_container(refused=self._kept.container)
-                answer, pause_s = self._telematic_data(), self.CONTAINER_PAUSE_S
-            if self._is_unknown_container(answer):
-                raise TryAgain(str(self._failure(answer)), wait_s=pause_s)
-        reading = self.reading_in(self._good(answer), local_time())
-        self._kept.sought_s = 0.0
-        return reading
-
-    def _telematic_data(self) -> Answer:
-        path = f"/vehicles/{self._vin}/telematicData"
-        container = {"containerId": self._kept.container}
-        return self._send("the car's status", "GET", path, params=container)
-
-    @staticmethod
-    def _is_unknown_container(answer: Answer) -> bool:
-        return answer.status == 404 or answer.json().get("exveErrorId") in ("CU-105", "CU-122")
-
-    def _find_container(self, refused: str = "") -> None:
-        listed = self._good(self._send("its containers", "GET", "/containers")).get("containers")
-        wanted = ("ACTIVE", self.CONTAINER["name"], self.CONTAINER["purpose"])
-        for container in map(mapping, listed if isinstance(listed, list) else []):
-            found = tuple(container.get(name) for name in ("state", "name", "purpose"))
-            if found == wanted and container.get("containerId") != refused:
+        """Ask BMW once. TryAgain where there is no reading now, SignInFailed where never."""
+        if time.time() > self._account.expires_s - self.RENEW_BEFORE_S:
+            self._account.renew()
+        for seek in (not self._account.container, True):
+            pause_s = self._account.sought_s + self.CONTAINER_PAUSE_S - time.time()
+            if seek and pause_s > 0 and not self._attended:
+                raise TryAgain("BMW has refused a container", wait_s=pause_s)
+            if seek:
+                self._find_container(lost=self._account.container)
+            path, container = f"/vehicles/{self.vin}/telematicData", self._account.container
+            answer = self._send("the car's status", "GET", path, params={"containerId": container})
+            code = answer.json().get("exveErrorId")
+            if code not in ("CU-105", "CU-122") and (code or answer.status not in (400, 404)):
                 break
-        else:
-            made = self._send("a container", "POST", "/containers", json=self.CONTAINER)
-            container = self._good(made)
-        if not is_token(container.get("containerId")):
+            # BMW does not know our container (any more): another one is sought, but not in turn.
+            pause_s = self._account.sought_s + self.CONTAINER_PAUSE_S - time.time()
+            if pause_s > 0:
+                raise TryAgain(str(self._failure(answer)), wait_s=pause_s)
+        data = mapping(self._good(answer).get("telematicData"))
+        self._account.sought_s = 0.0
+        log_values(data, [self.vin])
+        return self.reading_in(data, local_time())
+
+    def _find_container(self, lost: str) -> None:
+        listed = self._good(self._send("its containers", "GET", "/containers")).get("containers")
+        ours = {"name": "i3charge", "state": "ACTIVE"}.items()
+        known = map(mapping, listed if isinstance(listed, list) else [])
+        active = [c for c in known if ours <= c.items() and c.get("containerId") != lost]
+        by_purpose = {word(container.get("purpose")): container for container in active}
+        found = next((by_purpose[p] for p in self.CONTAINERS if p in by_purpose), None)
+        found = found or self._make_container(active)
+        if not is_token(found.get("containerId")):
             raise TryAgain("CarData named no container")
-        self._kept.container, self._kept.sought_s = container["containerId"], time.time()
-        self._kept.save()
+        self._account.container, self._account.sought_s = found["containerId"], time.time()
+        self._store.save()
+
+    def _make_container(self, older: list[dict[str, Any]]) -> dict[str, Any]:
+        for purpose, descriptors in self.CONTAINERS.items():
+            asked = {"name": "i3charge", "purpose": purpose, "technicalDescriptors": descriptors}
+            answer = self._send("a container", "POST", "/containers", json=asked)
+            code = answer.json().get("exveErrorId")
+            if code == "CU-124" and older:
+                return older[0]
+            if code not in ("CU-402", "CU-403"):
+                break
+        if code in ("CU-124", "CU-402", "CU-403"):
+            helps = "delete one in the portal" if code == "CU-124" else "get a newer i3charge.py"
+            self._account.sought_s = time.time()
+            raise TryAgain(f"{self._failure(answer)}: {helps}", wait_s=self.CONTAINER_PAUSE_S)
+        return self._good(answer)
 
     def _send(self, what: str, method: str, path: str, **options: Any) -> Answer:
         """Send a request to the API, with a new access token if BMW wants one."""
-        kept = self._kept
+        account = self._account
         headers = {"x-version": "v1", "Accept": "application/json"}
         for renewed in (False, True):
             now_s = time.time()
             # Those of the future are from before the clock was set back.
-            spent = sorted(s for s in kept.requests_s if abs(now_s - s) < self.DAY_S)
+            spent = sorted(s for s in account.requests_s if abs(now_s - s) < A_DAY_S)
             if len(spent) >= self.REQUESTS:
-                wait_s = min(spent[-self.REQUESTS] + self.DAY_S - now_s, self.DAY_S)
+                wait_s = min(spent[-self.REQUESTS] + A_DAY_S - now_s, A_DAY_S)
                 raise TryAgain("CarData's requests for 24 hours are spent", wait_s=wait_s)
-            kept.requests_s = [*spent, now_s]
+            account.requests_s = [*spent, now_s]
             try:
-                options.update(token=kept.access_token, headers=headers)
+                options.update(token=account.access_token, headers=headers)
                 answer = self._http.send(what, method, self._url + path, **options)
             except TryAgain as problem:
                 if problem.unsent:
-                    kept.requests_s = spent
+                    account.requests_s = spent
                 raise
-            finally:
-                kept.save()
-            if answer.status != 401 or renewed:
+            code = answer.json().get("exveErrorId")
+            if code == "CU-103":
+                account.start_over()
+            expired = answer.status == 403 and b"invalid_token" in answer.body
+            expired = expired or answer.status == 401 or code in ("CU-101", "CU-102", "CU-127")
+            if renewed or not expired:
                 break
-            self._sign_in.renew()
+            self._store.save()
+            account.renew()
         return answer
 
     def _good(self, answer: Answer) -> dict[str, Any]:
@@ -650,12 +724,13 @@ class CarData:
     def _failure(self, answer: Answer) -> TryAgain:
         code = word(answer.json().get("exveErrorId"))
         if answer.status == 429 or code == "CU-429":
-            used_up = "BMW says that CarData's 50 requests for 24 hours are used up"
-            return TryAgain(used_up, wait_s=3600)
+            used_up = "BMW says that CarData's 50 requests a day are used up"
+            to_reset_s = A_DAY_S - time.time() % A_DAY_S + 60  # at 00:00 UTC
+            return TryAgain(used_up, wait_s=min(3600, to_reset_s))
         failure = answer.failure()
         why = str(failure)
         if code:
-            hidden = (self._vin, *(word(value) for value in vars(self._kept).values()))
+            hidden = (self.vin, *map(word, vars(self._account).values()))
             text = printable(answer.json().get("exveErrorMsg"), hidden)
             why = f"CarData says: {text} ({printable(code, hidden)})"
         if code in ("CU-104", "CU-120"):
@@ -663,64 +738,62 @@ class CarData:
         return TryAgain(why, least_s=failure.least_s)
 
     @classmethod
-    def reading_in(cls, said: Mapping[str, Any], now: datetime) -> Reading:
+    def reading_in(cls, data: Mapping[str, Any], now: datetime) -> Reading:
         """The car sends its charge when charging starts and ends; between, BMW predicts it."""
-        data = mapping(said.get("telematicData"))
-        values = {name: mapping(entry).get("value") for name, entry in data.items()}
-        times = {name: utc(mapping(entry).get("timestamp")) for name, entry in data.items()}
-
-        def first_number(names: Iterable[str], most: float) -> tuple[str, float | None]:
-            found = ((name, number(values.get(name), most)) for name in names)
-            return next((pair for pair in found if pair[1] is not None), ("", None))
-
-        words = [word(values.get(name)) for name in cls.STATUS]
-        plugs = (word(values.get(name)) for name in cls.PLUG)
-        plug = next((plug for plug in plugs if plug in PLUG_WORDS), "")
-        charging = status_of(0, words, plug) == "charging"
+        entries = {name: mapping(entry) for name, entry in data.items()}
+        values = {name: entry.get("value") for name, entry in entries.items()}
+        times = {name: utc(entry.get("timestamp")) for name, entry in entries.items()}
+        plug = next((name for name in cls.PLUGS if values.get(name) in PLUG_WORDS), "")
+        plug_word, plug_time = word(values.get(plug)), times.get(plug)
+        words = [word(values.get(cls.HV_STATUS)), word(values.get(cls.STATUS))]
+        since = times.get(cls.STATUS)  # hvStatus is stamped by BMW with every answer
+        if plug_word == "DISCONNECTED" and plug_time and since and plug_time >= since:
+            words = []  # a charge that sticks
+        status = status_of(0, words, plug_word)
         levels = [cls.HEADER, cls.DISPLAYED, cls.PREDICTED]
-        sent, predicted = times.get(cls.HEADER), times.get(cls.PREDICTED)
-        if charging and predicted and not (sent and predicted < sent):
-            levels.insert(0, cls.PREDICTED)
-        level, charge = first_number(levels, most=100)
+        if status in ("charging", "waiting"):
+            levels.insert(0, cls.PREDICTED)  # the car's own is as old as the start of the charge
+        found = ((name, number(values.get(name), most=100)) for name in levels)
+        level, charge = next((pair for pair in found if pair[1] is not None), ("", None))
         if charge is None:
             raise TryAgain("CarData's answer holds no charge between 0 and 100")
-        name, minutes = first_number(cls.MINUTES if charging else (), most=A_DAY_MINUTES)
-        _, range_km = first_number(cls.RANGE_KM, most=1000)
-        return Reading(
-            charge=charge,
-            status=status_of(charge, words, plug),
-            range=range_km,
-            range_unit=None if range_km is None else "km",
-            full_at=minutes_after(times.get(name) or times.get(level), minutes, now),
-            reported=times.get(level),
-        )
+        predicted = level == cls.PREDICTED
+        sent = (times.get(name) for name in (cls.HEADER, cls.DISPLAYED, cls.STATUS, plug))
+        reported = max(filter(None, sent), default=None)
+        full_at, newest = None, since or datetime.min.replace(tzinfo=timezone.utc)
+        for name, least_unknown in ((cls.TO_FULL, A_DAY_S), (cls.REMAINING, 200)):
+            minutes, said = number(values.get(name), most=A_DAY_S / 60), times.get(name) or newest
+            if minutes is not None and minutes < least_unknown and said >= newest:
+                full_at, newest = minutes_after(times.get(name) or reported, minutes, now), said
+        distance = number(values.get(cls.RANGE), most=1000)
+        named = word(entries.get(cls.RANGE, {}).get("unit")).lower()
+        unit = {"": "km", "km": "km", "mi": "mi", "miles": "mi"}.get(named)
+        full_at = full_at if status == "charging" else None
+        status = status_of(0 if predicted else charge, words, plug_word)
+        distance, unit = (distance, unit) if unit and distance is not None else (None, None)
+        return Reading(charge, status, distance, unit, full_at, reported, predicted)
 
 
 class Portal:
     """The API of the ConnectedDrive web portal (2017 to 2021), opened with the password."""
 
+    NAME = "ConnectedDrive portal"
     LOGIN_PAUSE_S = 600  # where a new token is of no use; many logins lock the account
 
     def __init__(self, settings: Settings, http: Http) -> None:
         self._http = http
         dispatch = "https://www.bmw-connecteddrive.com/app/default/static/external-dispatch.html"
-        self._form = {
-            "username": settings.text("USERNAME"),
-            "password": settings.text("PASSWORD"),
-            "client_id": settings.text("AUTH_CLIENT_ID"),
-            "redirect_uri": settings.text("AUTH_REDIRECT_URI", dispatch),
-            "response_type": "token",
-            "scope": "authenticate_user fupo",
-        }
-        vin = settings.vin()
+        names = {"username": "USERNAME", "password": "PASSWORD", "client_id": "AUTH_CLIENT_ID"}
+        self._form = {field: settings.text(name) for field, name in names.items()}
+        self._form["redirect_uri"] = settings.text("AUTH_REDIRECT_URI", dispatch)
+        self._form |= {"response_type": "token", "scope": "authenticate_user fupo"}
+        self.vin = settings.vin()
         url = settings.url("CONNECTED_DRIVE_BASE_URL", "https://www.bmw-connecteddrive.nl/api/")
-        self._status_url = f"{url.rstrip('/')}/vehicle/dynamic/v1/{vin}"
-        self._auth_url = settings.url(
-            "AUTH_BASE_URL", "https://customer.bmwgroup.com/gcdm/oauth/authenticate"
-        )
-        self.interval_s = self.gap_s = settings.interval_s(
-            60_000, 1 if is_loopback(url) else 10_000, "BMW blocks accounts that ask faster"
-        )
+        self._status_url = f"{url.rstrip('/')}/vehicle/dynamic/v1/{self.vin}"
+        login = "https://customer.bmwgroup.com/gcdm/oauth/authenticate"
+        self._auth_url = settings.url("AUTH_BASE_URL", login)
+        least_ms, why = 1 if is_loopback(url) else 10_000, "BMW blocks accounts that ask faster"
+        self.interval_s = settings.interval_s(60_000, least_ms, why)
         self._access_token = ""
         self._refusals_left = 1  # of the login, in a row
 
@@ -741,44 +814,43 @@ class Portal:
             raise TryAgain(f"BMW does not show this car (HTTP {answer.status}): {check}")
         if answer.status != 200:
             raise answer.failure()
-        return self.reading_in(answer.json(), local_time())
+        car = mapping(answer.json().get("attributesMap"))
+        log_values(car, [self.vin])
+        return self.reading_in(car, local_time())
 
     def _sign_in(self) -> None:
         """OAuth 2.0 implicit grant (RFC 6749, section 4.2): the answer is a redirect."""
         state = secrets.token_urlsafe(16)
         form = {**self._form, "state": state}
         answer = self._http.send("the login", "POST", self._auth_url, data=form, token="")
-        if answer.status in (400, 401, 403):
-            raise self._refused(word(answer.json().get("error")) or f"HTTP {answer.status}")
-        if answer.status not in (302, 303):
-            raise answer.failure()
         location, ours = answer.headers.get("Location", ""), self._form["redirect_uri"]
-        # The token is in the fragment, an error in the query or there. A plus sign is one.
-        found = re.sub("[?#]", "&", location[len(ours) :]).replace("+", "%2B")
-        fields = dict(parse_qsl(found))
-        if not location.startswith((f"{ours}#", f"{ours}?")) or fields.get("state", state) != state:
-            raise TryAgain("BMW answered the login with a redirect to somewhere else")
-        if "error" in fields:
-            raise self._refused(fields["error"])
-        if not is_token(fields.get("access_token")):
+        fields: dict[str, str] = {}
+        if answer.status in (400, 401, 403):
+            fields["error"] = word(answer.json().get("error")) or f"HTTP {answer.status}"
+        elif answer.status not in (302, 303):
+            raise answer.failure()
+        elif location.startswith((f"{ours}#", f"{ours}?")):
+            # The token is in the fragment, an error in the query or there. A plus sign is one.
+            found = re.sub("[?#]", "&", location[len(ours) :]).replace("+", "%2B")
+            fields = dict(parse_qsl(found))
+        error, token = fields.get("error", ""), fields.get("access_token", "")
+        if fields.get("state", state) != state or not (error or is_token(token)):
             raise TryAgain("BMW answered the login with a redirect that holds no access token")
-        self._access_token = fields["access_token"]
-        self._refusals_left = 3  # BMW's gateway has refused good logins for minutes
-
-    def _refused(self, error: str) -> TryAgain | SignInFailed:
-        if error in ("server_error", "temporarily_unavailable"):  # RFC 6749, section 4.2.2.1
-            return TryAgain("BMW's login is out of order")
-        self._refusals_left -= 1
+        if not error:
+            self._access_token = token
+            self._refusals_left = 3  # BMW's gateway has refused good logins for minutes
+            return
         said = printable(error, [self._form["username"], self._form["password"]])
+        refused = f"BMW refuses the login ({said})"
+        # https://datatracker.ietf.org/doc/html/rfc6749#section-4.2.2.1
+        self._refusals_left -= error not in ("server_error", "temporarily_unavailable")
         if self._refusals_left > 0:
-            return TryAgain(f"BMW refuses the login that has worked before ({said})")
-        check = "check USERNAME, PASSWORD and AUTH_CLIENT_ID"
-        return SignInFailed(f"BMW refuses the login ({said}): {check}")
+            raise TryAgain(refused)
+        raise SignInFailed(f"{refused}: check USERNAME, PASSWORD and AUTH_CLIENT_ID")
 
     @staticmethod
-    def reading_in(said: Mapping[str, Any], now: datetime) -> Reading:
+    def reading_in(car: Mapping[str, Any], now: datetime) -> Reading:
         """`chargingLevelHv` is what the car displays; `soc_hv_percent` is less near the top."""
-        car = mapping(said.get("attributesMap"))
         charge = number(car.get("chargingLevelHv"), most=100)
         if charge is None:
             raise TryAgain("BMW's answer holds no charge between 0 and 100")
@@ -790,69 +862,150 @@ class Portal:
         found = ((number(car.get(f"beRemainingRangeElectric{n}"), 1000), u) for n, u in units)
         distance, unit = next((pair for pair in found if None not in pair), (None, None))
         minutes = car.get("chargingTimeRemaining") if status == "charging" else None
-        # "27.02.2018 19:59:03 UTC"
-        day_first = r"(\d\d)\.(\d\d)\.(\d{4}) (\d\d:\d\d:\d\d) UTC"
+        day_first = r"(\d\d)\.(\d\d)\.(\d{4}) (\d\d:\d\d:\d\d) UTC"  # 27.02.2018 19:59:03 UTC
         updated = re.fullmatch(day_first, word(car.get("updateTime")), re.ASCII)
         reported = utc(updated.expand(r"\3-\2-\1T\4")) if updated else None
-        full_at = minutes_after(reported, number(minutes, most=A_DAY_MINUTES), now)
+        full_at = minutes_after(reported, number(minutes, most=A_DAY_S / 60), now)
         return Reading(charge, status, distance, unit, full_at, reported)
-
-
-Door = Union[CarData, Portal]
 
 
 # --- What is worth telling ------------------------------------------------------------------
 
 STEP_PERCENT = 5
+SOON_MINUTES = 10
+LEAST_GAP_S = 600.0  # between two polls, where one is brought forward
 LONGEST_BACKOFF_S = 300
 
-Kind = Literal["step", "full", "stopped", "error"]
+Kind = Literal["step", "soon", "reached", "full", "paused", "stopped", "error"]
+
+
+# Beside the notification on the desktop: ntfy's tag on the phone, which stays silent without
+# one; a sound; the bell of the terminal, with which tmux marks the window.
+WAYS: dict[Kind, tuple[str, bool, bool]] = {
+    "step": ("", False, False),
+    "paused": ("", False, False),
+    "soon": ("hourglass", True, False),
+    "reached": ("dart", True, False),
+    "full": ("battery", True, True),
+    "stopped": ("warning", True, True),
+    "error": ("rotating_light", False, True),
+}
 
 
 class ChargeWatch:
-    """Decides what in a row of readings is news: at most one thing a reading."""
+    """Decides what in a row of readings is news. What it knows outlasts the program."""
 
-    def __init__(self) -> None:
-        self._lowest: float | None = None  # percent, since the last news
-        self._status: Status = "unknown"  # the last that was known
+    def __init__(self, notify_at: float = 0) -> None:
+        self._notify_at = notify_at  # percent, the owner's own; 0 for none
+        self.seen_s = 0.0  # the minute of the last reading, as time.time(); 0 before the first
+        self.charge = 0.0  # percent, then
+        self.percent = ""  # as it was shown
+        self.lowest = 0.0  # percent, since the last news
+        self.status = "unknown"  # the last that was known
+        self.charging = False  # or pausing: a charge is going on
+        self.began_s = 0.0  # when that began; 0 where it was not seen
+        self.began_at = ""  # in percent, as it was shown
+        self.told: dict[str, float] = {}  # once a charge, and at how many percent
+        self.blind = False  # and that has been told
 
-    def news(self, reading: Reading) -> Kind | None:
-        before, lowest = self._status, self._lowest
-        if reading.status != "unknown":
-            self._status = reading.status
-        if lowest is None:
-            self._lowest = reading.charge
-            return None
-        kind: Kind | None = None
-        if self._status == "full" and before != "full":
-            kind = "full"
-        elif before == "charging" and self._status not in ("charging", "full"):
-            kind = "stopped"
-        elif round(reading.charge - lowest, 6) >= STEP_PERCENT:
-            kind = "step"
-        self._lowest = reading.charge if kind else min(lowest, reading.charge)
-        return kind
+    def news(self, reading: Reading, now: datetime) -> list[tuple[Kind, str]]:
+        """What is to be told, in this order, each with its message."""
+        now_s = now.timestamp()
+        if now_s - self.seen_s > A_DAY_S:
+            vars(self).update(vars(ChargeWatch(self._notify_at)))
+        first, before, charge = not self.seen_s, self.status, reading.charge
+        status = before if reading.status == "unknown" else reading.status
+        said_s = min(reading.reported or now, now).timestamp()
+        if status == "charging" and not self.charging:
+            unseen = first or now_s - self.seen_s > 2 * 60 * 60
+            self.began_s = 0.0 if unseen else max(self.seen_s, said_s)
+            self.began_at = self.percent if self.charge < charge else reading.percent
+        below = 0.0 if status == "unplugged" else charge + STEP_PERCENT
+        self.told = {kind: at for kind, at in self.told.items() if at < below}
+        news: list[tuple[Kind, str]] = []
+        over = ""
+        if self.began_s and said_s > self.began_s:
+            took, began = duration(said_s - self.began_s), self.began_at.rstrip("%")
+            over = f"{began} → {reading.percent} in {took}"
+        if status == "full":
+            if not first and "full" not in self.told:
+                full = f"Fully charged: {over}." if over else "Fully charged."
+                news.append(("full", f"{full} The charging station can be freed."))
+            self.told.setdefault("full", charge)
+        elif self.charging and status not in ("charging", "waiting"):
+            stopped = f"Charging stopped at {reading.percent} ({status})"
+            news.append(("stopped", f"{stopped}, {over}" if over else stopped))
+        elif before == "charging" and status == "waiting":
+            news.append(("paused", f"Charging paused at {reading.percent}"))
+        minutes = reading.minutes_to_full(now)
+        if minutes is not None and minutes <= SOON_MINUTES and "soon" not in self.told:
+            clock = reading.full_clock(now)
+            news.insert(0, ("soon", f"Full in about {max(1, round(minutes))} min, at {clock}"))
+        crossed = not first and self.charge < self._notify_at <= charge
+        if crossed and status != "full" and "reached" not in self.told:
+            news.insert(0, ("reached", f"{self._notify_at:.0f}% reached"))
+        if not news and not first and round(charge - self.lowest, 6) >= STEP_PERCENT:
+            clock, charged = reading.full_clock(now), f"{reading.percent} charged"
+            news.append(("step", f"{charged}, full about {clock}" if clock else charged))
+        self.told.update((kind, charge) for kind, _ in news if kind in ("soon", "reached"))
+        self.lowest = charge if news or first else min(self.lowest, charge)
+        self.charging = status == "charging" or (self.charging and status == "waiting")
+        self.began_s = self.began_s if self.charging else 0.0
+        self.seen_s, self.status = now_s // 60 * 60, status
+        self.charge, self.percent = charge, reading.percent
+        self.blind = False
+        return news
+
+    def blind_since(self, now: datetime, interval_s: float) -> str:
+        """Once, what to tell where a charge has not been heard of for too long; else ""."""
+        silent_s = now.timestamp() - self.seen_s
+        if self.blind or self.status != "charging" or silent_s < max(2 * interval_s, 3600):
+            return ""
+        self.blind = True
+        seen = datetime.fromtimestamp(self.seen_s)
+        return f"No word from BMW since {seen:%H:%M} ({self.percent}, charging)"
+
+    @property
+    def goals(self) -> list[float]:
+        """The charges in percent at which there would be news."""
+        return [self.lowest + STEP_PERCENT, self._notify_at]
 
 
-def announcement(kind: Kind, reading: Reading, now: datetime) -> str:
-    if kind == "full":
-        return "Fully charged. The charging station can be freed."
-    if kind == "stopped":
-        return f"Charging stopped at {reading.percent} ({reading.status})"
-    return ", ".join(filter(None, [f"{reading.percent} charged", reading.full_about(now)]))
+def next_poll_s(reading: Reading, now: datetime, goals: list[float], interval_s: float) -> float:
+    """Seconds from one poll to the next, which is sooner where news is expected before.
 
-
-def next_poll_s(reading: Reading, now: datetime, interval_s: float, gap_s: float) -> float:
-    """Seconds from one poll to the next, which is sooner where the car should be full before."""
+    The charge is taken to rise evenly. BMW rounds the minutes, and is never early.
+    """
     if reading.full_at is None:
         return interval_s
     left_s = (reading.full_at - now).total_seconds()
-    return interval_s if left_s <= -gap_s else min(interval_s, max(left_s, gap_s))
+    expected = [left_s + 120]
+    if left_s > 0:
+        ahead = (goal for goal in goals if reading.charge < goal < 100)
+        expected += [left_s * (goal - reading.charge) / (100 - reading.charge) for goal in ahead]
+    if left_s > SOON_MINUTES * 60:
+        expected.append(left_s - SOON_MINUTES * 60)
+    return min(interval_s, max(min(expected), LEAST_GAP_S))
 
 
-def next_tick_s(passed_s: float, interval_s: float) -> float:
-    """The first tick after `passed_s`: a poll that took long skips those that it missed."""
-    return (math.floor(passed_s / interval_s + 1e-9) + 1) * interval_s
+class Pace:
+    """Decides when the next poll is, so that a state that sticks does not drain the quota."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._last: object = None
+        self._early = False  # the poll that comes next
+        self._in_vain = 0  # such polls in a row that brought nothing new
+
+    def next_s(self, reading: Reading, now: datetime, goals: list[float]) -> float:
+        """Seconds from the poll of this `reading` to the next."""
+        found = (reading.charge, reading.status)
+        self._in_vain = self._in_vain + self._early if found == self._last else 0
+        next_s = next_poll_s(reading, now, goals, self._interval_s)
+        if self._in_vain >= 2:
+            next_s = self._interval_s
+        self._last, self._early = found, next_s < self._interval_s
+        return next_s
 
 
 def retry_s(failures: int, problem: TryAgain, interval_s: float) -> float:
@@ -867,75 +1020,101 @@ def retry_s(failures: int, problem: TryAgain, interval_s: float) -> float:
 
 # --- How it is told -------------------------------------------------------------------------
 
-TITLE = "BMW i3"
 NOTIFICATION_LIMIT_S = 10  # for each program that shows one and each address that is told
 STALE_REPORT = timedelta(minutes=5)
+COLOURS: dict[Status, int] = {"charging": 32, "full": 36, "waiting": 33, "error": 31}
 
 
 def duration(seconds: float) -> str:
-    """As one says it: "90 s", "25 min", "3 h", "4 days"."""
-    for unit, length_s, below in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 48)):
-        if round(seconds / length_s) < below:
-            return f"{round(seconds / length_s)} {unit}"
-    return f"{round(seconds / 86400)} days"
+    """As one says it: "90 s", "25 min", "2 h 20 min", "4 days"."""
+    minutes = round(seconds / 60)
+    if seconds < 119.5:
+        return f"{round(seconds)} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 10 * 60:
+        return f"{minutes // 60} h" + (f" {minutes % 60} min" if minutes % 60 else "")
+    if minutes < 48 * 60:
+        return f"{round(minutes / 60)} h"
+    return f"{round(minutes / 1440)} days"
 
 
-def plain_line(reading: Reading, now: datetime, bar: str = "") -> str:
-    parts = [
-        f"{now:%Y-%m-%d %H:%M:%S}",
-        f"{reading.percent:>4}  {bar}" if bar else reading.percent,
-        reading.status,
-        "" if reading.range is None else f"{int(reading.range)} {reading.range_unit}",
-        reading.full_about(now),
-    ]
-    if reading.reported and now - reading.reported > STALE_REPORT:
-        age_s = (now - reading.reported).total_seconds()
-        parts.append(f"(car last reported {duration(age_s)} ago)")
+def in_words(reading: Reading, now: datetime) -> tuple[str, str, str]:
+    """Range, time of day when full, and age of an old report; "" for what there is not."""
+    distance = "" if reading.range is None else f"{int(reading.range)} {reading.range_unit}"
+    age = now - reading.reported if reading.reported else timedelta()
+    stale = duration(age.total_seconds()) if age > STALE_REPORT else ""
+    return distance, reading.full_clock(now), stale
+
+
+def plain_line(reading: Reading, now: datetime) -> str:
+    distance, clock, age = in_words(reading, now)
+    clock = f"full about {clock}" if clock else ""
+    age = f"(car last reported {age} ago)" if age else ""
+    parts = (f"{now:%Y-%m-%d %H:%M:%S}", reading.percent, reading.status, distance, clock, age)
     return "  ".join(filter(None, parts))
 
 
+def terminal_line(reading: Reading, now: datetime, bar: str) -> str:
+    distance, clock, age = in_words(reading, now)
+    columns = [f"{now:%a %H:%M} {reading.percent:>5}", bar, f"{reading.status:<10}"]
+    columns += [f"{distance:>6}", clock and f"full {clock}", age and f"car: {age} ago"]
+    return "  ".join(filter(None, columns)).rstrip()
+
+
+def bar_of(charge: float, blocks: str) -> str:
+    """Ten cells; `blocks` are the empty one, the parts of one in growing order, the full one."""
+    parts = len(blocks) - 1
+    full, part = divmod(min(round(charge / 10 * parts), 10 * parts - (charge < 100)), parts)
+    return (blocks[-1] * full + (blocks[part] if part else "")).ljust(10, blocks[0])
+
+
 def json_line(reading: Reading, now: datetime) -> str:
-    fields = {
-        "time": now.isoformat(timespec="seconds"),
-        "charge": reading.charge,
-        "status": reading.status,
-        "range": reading.range,
-        "range_unit": reading.range_unit,
-        "minutes_to_full": reading.minutes_to_full(now),
-        "reported": reading.reported and reading.reported.isoformat(),
-    }
-    return json.dumps(fields)
-
-
-COLOURS: dict[Status, int] = {"charging": 32, "full": 36, "waiting": 33, "error": 31}
+    minutes = reading.minutes_to_full(now)
+    full_at = None if minutes is None else reading.full_at
+    values = {"time": now.isoformat(timespec="seconds"), **reading._asdict()}
+    values["minutes_to_full"] = minutes
+    values["full_at"] = full_at and full_at.isoformat(timespec="seconds")
+    values["reported"] = reading.reported and reading.reported.isoformat()
+    return json.dumps(values)
 
 
 class ChargeLog:
     """Writes readings to stdout, in the form that suits what stdout is."""
 
     def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
-        dumb = os.environ.get("TERM") == "dumb"
-        self._terminal = sys.stdout.isatty() and not as_json and not dumb
+        self._line = json_line if as_json else plain_line
+        self._terminal = sys.stdout.isatty() and not as_json and os.environ.get("TERM") != "dumb"
         self._colour = self._terminal and not os.environ.get("NO_COLOR")
-        self._blocks = "█░"
+        self._blocks = "░▏▎▍▌▋▊▉█"
         try:
             self._blocks.encode(sys.stdout.encoding)
         except UnicodeError:
-            self._blocks = "#-"
+            self._blocks = "-#"
         self.works = True
+        if self._terminal:
+            self._write("\033[22;2t")  # puts the title aside that is there
 
     def write(self, reading: Reading, now: datetime) -> None:
-        """Write a line.
-
-        Raises:
-            BrokenPipeError: nobody reads the log any more.
-        """
-        line = json_line(reading, now) if self._as_json else plain_line(reading, now)
+        """Write a line; BrokenPipeError where nobody reads the log any more."""
+        line = self._line(reading, now)
         if self._terminal:
-            title = f"\033]2;i3 {reading.percent} {reading.status}\007"
-            line = title + plain_line(reading, now, self._bar(reading))
+            wide = (os.get_terminal_size(sys.stdout.fileno()).columns or 80) >= 70
+            bar = bar_of(reading.charge, self._blocks) if wide else ""
+            if bar and self._colour:
+                bar = f"\033[{COLOURS.get(reading.status, 2)}m{bar}\033[0m"
+            line = terminal_line(reading, now, bar)
+            self.title(f"i3 {reading.percent} {reading.status}")
         self._write(line + "\n")
+
+    def title(self, text: str) -> None:
+        """Of the terminal, which tmux shows."""
+        if self._terminal:
+            self._write(f"\033]2;{text}\007")
+
+    def close(self) -> None:
+        if self._terminal:
+            self._write("\033]2;\007\033[23;2t")
 
     def _write(self, text: str) -> None:
         """Without a buffer, in which something would be left over at the end."""
@@ -949,116 +1128,130 @@ class ChargeLog:
                 logger.error("the log cannot be written (%s); going on without", error.strerror)
             self.works = False
 
-    def _bar(self, reading: Reading) -> str:
-        full = int(reading.charge / 5)
-        bar = self._blocks[0] * full + self._blocks[1] * (20 - full)
-        return f"\033[{COLOURS.get(reading.status, 2)}m{bar}\033[0m" if self._colour else bar
-
-    def close(self) -> None:
-        """Take the title back, which would go on saying what is no longer known."""
-        if self._terminal:
-            self._write("\033]2;\007")
-
 
 class Desktop:
     """Shows notifications on this computer, with the first of several programs that can."""
 
-    def __init__(self) -> None:
-        self._ways = ["pync", "osascript", "notify-send"]
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._programs = ["pync", "osascript", "notify-send"]
         self._said = False
 
-    def show(self, message: str, *, sound: bool) -> None:
-        for way in list(self._ways):
+    def show(self, message: str, *, sound: bool, click: str = "") -> None:
+        for program in list(self._programs):
             try:
-                with self._start(way, message, "Glass" if sound else "") as process:
+                with self._start(program, message, "Glass" if sound else "", click) as process:
                     try:
                         if process.wait(NOTIFICATION_LIMIT_S) == 0:
                             return
                     finally:
                         process.kill()
             except subprocess.TimeoutExpired:
-                self._ways.remove(way)  # or it would delay the polls again and again
+                self._programs.remove(program)  # or it would delay the polls again and again
             except Exception as problem:  # noqa: BLE001 - pync raises no narrower one
-                logger.debug("%s did not work: %s", way, type(problem).__name__)
+                logger.debug("%s did not work: %s", program, type(problem).__name__)
         if not self._said:
-            logger.warning("this machine shows no notifications; README.md says what may help")
+            logger.info("this machine shows no notifications; README.md says what may help")
         self._said = True
 
-    @staticmethod
-    def _start(way: str, message: str, sound: str) -> subprocess.Popen[bytes]:
-        if way == "pync":
+    def _start(self, program: str, message: str, sound: str, click: str) -> subprocess.Popen[bytes]:
+        if program == "pync":
             # Imported only here: where it cannot work it raises, and it always starts `which`.
             notifier = importlib.import_module("pync").Notifier
-            options = {"title": TITLE, "group": "i3charge", **({"sound": sound} if sound else {})}
+            wanted = {"title": self._title, "group": "i3charge", "sound": sound, "open": click}
+            options = {name: value for name, value in wanted.items() if value}
             process: subprocess.Popen[bytes] = notifier.notify(message, **options)
             return process
         script = "display notification (item 1 of argv) with title (item 2 of argv)"
         script += " sound name (item 3 of argv)" if sound else ""
-        apple = ["-e", "on run argv", "-e", script, "-e", "end run", message, TITLE, sound]
+        apple = ["-e", "on run argv", "-e", script, "-e", "end run", message, self._title, sound]
         quiet = subprocess.DEVNULL
-        command = [way, *(apple if way == "osascript" else [TITLE, message])]
+        command = [program, *(apple if program == "osascript" else [self._title, message])]
         return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
 
 
 class Phone:
     """The addresses that hear how a charge ends, and the requests that they have yet to take."""
 
-    def __init__(self, settings: Settings, http: Http) -> None:
-        self._http = http
-        urls = {name: settings.url(name, secure=False) for name in ("WEBHOOK_URL", "NTFY_URL")}
+    def __init__(self, settings: Settings, http: Http, title: str) -> None:
+        self._http, self._title = http, title
+        urls = {name: settings.url(name, secure=False) for name in ("NTFY_URL", "WEBHOOK_URL")}
         self._urls = {name: url for name, url in urls.items() if url}
-        self._problems: dict[str, str] = {}  # by name, the last: said once while it lasts
-        self.waiting: list[tuple[str, str, dict[str, Any]]] = []  # name, message, request
+        if "NTFY_URL" in self._urls and not urlsplit(urls["NTFY_URL"]).path.strip("/"):
+            topic = "https://ntfy.sh/some-long-random-words"
+            settings.problems.append(f"NTFY_URL should end with your topic, as in {topic}")
+        self._hosts = {name: urlsplit(url).hostname or "" for name, url in self._urls.items()}
+        self._failed: dict[str, str] = {}  # by name, as it was last said
+        self.waiting: list[dict[str, Any]] = []
 
-    def tell(self, kind: Kind, message: str, reading: Reading | None) -> None:
-        fields = {
-            "event": kind,
-            "title": TITLE,
-            "message": message,
-            "charge": reading and reading.charge,
-            "status": reading and reading.status,
-            "time": local_time().isoformat(timespec="seconds"),
-        }
+    @property
+    def hosts(self) -> str:
+        return ", ".join(self._hosts.values()) or "none"
+
+    def tell(self, kind: Kind, message: str, reading: Reading | None, click: str) -> None:
+        now, text = local_time(), f"{self._title}: {message}"
+        webhook: dict[str, Any] = {"event": kind, "title": self._title, "message": message}
+        webhook |= {"text": text, "content": text}  # for Slack, Mattermost, Telegram; Discord
+        webhook["time"] = now.isoformat(timespec="seconds")
+        for name in ("charge", "predicted", "status"):
+            webhook[name] = getattr(reading, name, None)
         # https://docs.ntfy.sh/publish/
-        tag = {"full": "battery", "stopped": "warning"}.get(kind, "rotating_light")
-        headers = {"Title": TITLE, "Tags": tag, "Priority": "high"}
+        ntfy = {"Title": self._title, "Tags": WAYS[kind][0], "Priority": "high", "Click": click}
+        as_json = (json.dumps(webhook), {"Content-Type": "application/json"})
         for name in self._urls:
-            ntfy = {"data": message.encode(), "headers": headers}
-            self.waiting.append((name, message, ntfy if name == "NTFY_URL" else {"json": fields}))
+            body, headers = (message, ntfy) if name == "NTFY_URL" else as_json
+            request = {"to": name, "at_s": now.timestamp(), "message": message}
+            self.waiting.append({**request, "body": body, "headers": headers})
 
-    def deliver(self) -> None:
+    def deliver(self, *, again: bool) -> None:
         """Post what waits, in order; after a failure the rest is kept for the next time."""
+        day_ago_s = time.time() - A_DAY_S
+        self.waiting = [r for r in self.waiting if r["at_s"] > day_ago_s and r["to"] in self._urls]
         failed: dict[str, str] = {}
-        for item in list(self.waiting):
-            name, _, request = item
+        for request in list(self.waiting):
+            name = request["to"]
             if name in failed:
                 continue
-            request = {"limit_s": NOTIFICATION_LIMIT_S, **request}
             try:
-                answer = self._http.send("a notification", "POST", self._urls[name], **request)
-                if not 200 <= answer.status < 300:
-                    raise answer.failure()
-                self.waiting.remove(item)
+                self._post(self._urls[name], request)
             except TryAgain as problem:
                 failed[name] = str(problem)
-                if failed[name] != self._problems.get(name):
-                    logger.error("%s; it will be tried again", problem)
-        self._problems = failed
+                if failed[name] != self._failed.get(name):
+                    logger.error("%s%s", problem, "; it will be tried again" if again else "")
+                continue
+            self.waiting.remove(request)
+            told = request["message"]
+            told = told if len(told) <= 40 else f"{told[:39]}…"
+            logger.info("%s was told: %s", self._hosts[name], told)
+        self._failed = failed
 
-    def give_up(self) -> None:
-        for name, message, _ in self.waiting:
-            host = urlsplit(self._urls[name]).hostname
-            logger.error("%s has not been told: %s", host, message)
+    def _post(self, url: str, request: Mapping[str, Any]) -> None:
+        headers = {name: value for name, value in request["headers"].items() if value}
+        options = {"data": request["body"].encode(), "limit_s": NOTIFICATION_LIMIT_S}
+        answer = self._http.send("a notification", "POST", url, headers=headers, **options)
+        if 200 <= answer.status < 300:
+            return
+        said = answer.json()
+        text = said.get("error") or said.get("message") or said.get("description")
+        text = text or re.sub("<[^>]*>", " ", answer.body.decode("utf-8", "replace"))
+        parts = re.split("[/?&=:@#]+", url) + re.split("[/?&=:@#]+", unquote(url))
+        hidden = [url, *(part for part in parts if len(part) > 2)]
+        reason = printable(text, hidden)[:60]
+        refused = f"{answer.host} did not accept a notification (HTTP {answer.status})"
+        raise TryAgain(f"{refused}: {reason}")
+
+    def give_up(self, *, kept: bool) -> None:
+        """Say what is left over at the end."""
+        later = "; the next start tries again" if kept else ""
+        for request in self.waiting:
+            if request["to"] in self._hosts:
+                host = self._hosts[request["to"]]
+                logger.error("%s has not been told: %s%s", host, request["message"], later)
 
 
 # --- The loop -------------------------------------------------------------------------------
-
-
 class Stopwatch:
-    """Counts seconds by the clock that has moved more.
-
-    The one stands still while the computer sleeps, and the other can be set back.
-    """
+    """Counts seconds by two clocks: one stops while the computer sleeps, the other can be set."""
 
     def __init__(self) -> None:
         self._began_s = [time.monotonic(), time.time()]
@@ -1079,7 +1272,9 @@ def fault(problem: Exception) -> str:
 
 
 def run(
-    door: Door,
+    door: CarData | Portal,
+    store: Store,
+    watch: ChargeWatch,
     charge_log: ChargeLog,
     desktop: Desktop,
     phone: Phone,
@@ -1088,65 +1283,117 @@ def run(
     until_full: bool = False,
 ) -> int:
     """Poll until something ends it; returns the exit status."""
-    watch = ChargeWatch()
     reading: Reading | None = None
-    failures = 0
+    pace = Pace(door.interval_s)
+    failures, lost = 0, False
     since_due = Stopwatch()  # since the poll was due
 
-    def tell(kind: Kind, message: str) -> None:
-        desktop.show(message, sound=kind in ("full", "stopped"))
-        if kind != "step":
-            phone.tell(kind, message, reading)
+    def tell(kind: Kind, message: str, click: str = "") -> None:
+        tag, sound, bell = WAYS[kind]
+        if bell and sys.stderr.isatty():
+            print("\a", end="", file=sys.stderr, flush=True)
+        desktop.show(message, sound=sound, click=click)
+        if tag:
+            phone.tell(kind, message, reading, click)
+
+    def catch_up(*, again: bool) -> None:
+        if blind := watch.blind_since(local_time(), door.interval_s):
+            logger.error("%s", blind)
+            tell("error", blind)
+        phone.deliver(again=again)
 
     while True:
         exit_status = 1 if once else None
-        try:
-            reading = door.poll()
-        except SignInFailed as problem:
-            exit_status = 1
-            logger.error("%s", problem)
-            tell("error", str(problem))
-        except Exception as problem:  # noqa: BLE001 - even a fault of ours may pass
-            if not isinstance(problem, TryAgain):
-                problem = TryAgain(fault(problem))
-            failures += problem.wait_s is None
-            since_due, wait_s = Stopwatch(), retry_s(failures, problem, door.interval_s)
-            if failures == 1 and reading and problem.wait_s is None and not problem.least_s:
-                # Where the end of a charge was to be seen, half an hour is too long to wait.
-                soon_s = next_poll_s(reading, local_time(), door.interval_s, door.gap_s)
-                wait_s = min(wait_s, soon_s)
-            if str(problem):
-                next_try = "" if once else f"; next try in {duration(wait_s)}"
-                logger.error("%s%s", problem, next_try)
-            if problem.news:
-                logger.warning("%s", problem.news)
-                tell("error", problem.news)
-        else:
-            failures = 0
-            now = local_time()
-            charge_log.write(reading, now)
-            kind = watch.news(reading)
-            if kind:
-                tell(kind, announcement(kind, reading, now))
-            wait_s = next_tick_s(since_due.seconds(), door.interval_s)
-            wait_s = min(wait_s, next_poll_s(reading, now, door.interval_s, door.gap_s))
-            if once or (until_full and reading.status == "full"):
-                exit_status = 0 if charge_log.works else 1
-        phone.deliver()
+        with store:
+            try:
+                reading = door.poll()
+            except SignInFailed as problem:
+                exit_status = 1
+                logger.error("%s", problem)
+                tell("error", str(problem))
+            except Exception as problem:  # noqa: BLE001 - even a fault of ours may pass
+                if not isinstance(problem, TryAgain):
+                    problem = TryAgain(fault(problem))
+                charge_log.title("i3: no reading")
+                failures, lost = failures + (problem.wait_s is None), True
+                since_due, wait_s = Stopwatch(), retry_s(failures, problem, door.interval_s)
+                if str(problem):
+                    next_try = "" if once else f"; next try in {duration(wait_s)}"
+                    logger.error("%s%s", problem, next_try)
+                if problem.news:
+                    tell("error", problem.news, problem.click)
+            else:
+                failures, lost = 0, False
+                now = local_time()
+                charge_log.write(reading, now)
+                for kind, message in watch.news(reading, now):
+                    if kind != "step":
+                        logger.warning("%s", message)
+                    tell(kind, message)
+                wait_s = pace.next_s(reading, now, watch.goals)
+                if since_due.seconds() > wait_s:
+                    since_due = Stopwatch()  # what it has missed is not made up for
+                if once or (until_full and reading.status == "full"):
+                    exit_status = 0 if charge_log.works else 1
+            if phone.waiting:
+                store.save()
+            catch_up(again=exit_status is None)
         if exit_status is not None:
-            phone.give_up()
             return exit_status
         while (left_s := wait_s - since_due.seconds()) > 0:
             time.sleep(min(left_s, 60))
-            if left_s > 60:
-                phone.deliver()
+            if left_s > 60 and (phone.waiting or lost):
+                with store:
+                    catch_up(again=True)
         since_due.begin_later(wait_s)
 
 
 # --- The command line -----------------------------------------------------------------------
+def start(arguments: argparse.Namespace, settings: Settings, env_file: Path) -> int:
+    once, demo = arguments.once, arguments.demo
+    http = Http()
+    store = Store(None if demo else env_file.with_name(".i3charge.json"))
+    given = settings.variables.get
+    old_door = (given("PASSWORD") or given("AUTH_CLIENT_ID")) and not given("CARDATA_CLIENT_ID")
+    door: CarData | Portal = (
+        Portal(settings, http) if old_door else CarData(settings, http, store, attended=not once)
+    )
+    title = "BMW i3 (demo)" if demo else "BMW i3"
+    phone = Phone(settings, http, title)
+    form = "[1-9][0-9]?%?|0"
+    notify_at = settings.text("NOTIFY_AT", "0", form=form, should="a charge from 1 to 99 percent")
+    watch = ChargeWatch(float(notify_at.rstrip("%")))
+    store.keep("phone", phone)
+    store.keep(f"car {door.vin}", watch)
+    copy = "" if env_file.exists() else "copy .env.example to .env and fill it in; "
+    settings.check(hint=f"{copy}README.md says where to get it; --demo needs no account")
+    charge_log = ChargeLog(as_json=arguments.json)
+    if not once:
+        name = "simulated i3" if demo else door.NAME
+        every = f"every {duration(door.interval_s)} and when news is due"
+        logger.info("%s, %s. Phone: %s", name, every, phone.hosts)
+    try:
+        desktop = Desktop(title)
+        return run(door, store, watch, charge_log, desktop, phone, once=once, until_full=demo)
+    finally:
+        phone.give_up(kept=not demo)
+        charge_log.close()
 
 
-def parse_arguments() -> argparse.Namespace:
+def main() -> int:
+    """Run the command line; returns the exit status."""
+    # An interrupt that meets a finalizer is lost there.
+    sys.unraisablehook = lambda lost: os._exit(130) if "Keyboard" in str(lost.exc_type) else None
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to stop
+    handler = logging.StreamHandler()
+    terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    form, date = "%(asctime)s  %(message)s", "%a %H:%M" if terminal else "%Y-%m-%d %H:%M:%S"
+    if terminal and not os.environ.get("NO_COLOR"):
+        form = f"%(levelname)s{form}\033[0m"
+        for level, colour in ((10, 2), (20, 2), (30, 0), (40, 31), (50, 31)):
+            logging.addLevelName(level, f"\033[{colour}m")  # failures in red, tips dim
+    handler.setFormatter(logging.Formatter(form, date))
+    logger.addHandler(handler)
     parser = argparse.ArgumentParser(
         description="Log the charge of a BMW i3, and say when it rises and when it is full.",
         epilog="examples:\n"
@@ -1159,88 +1406,59 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="log one JSON object a line")
     parser.add_argument("--demo", action="store_true", help="log a simulated i3 until it is full")
     parser.add_argument("--env-file", type=Path, metavar="PATH", help="read the settings from PATH")
-    asked = "show what is asked and answered"
-    parser.add_argument("-v", "--verbose", action="store_true", help=asked)
+    parser.add_argument("-v", "--verbose", action="store_true", help="show what BMW answers")
     parser.add_argument("--version", action="version", version=f"i3charge {__version__}")
-    return parser.parse_args()
-
-
-def start(arguments: argparse.Namespace, settings: Settings) -> int:
-    http = Http()
-    once, cardata = arguments.once, settings.variables.get("CARDATA_CLIENT_ID")
-    door = CarData(settings, http, attended=not once) if cardata else Portal(settings, http)
-    phone = Phone(settings, http)
-    settings.check()
-    charge_log = ChargeLog(as_json=arguments.json)
     try:
-        return run(door, charge_log, Desktop(), phone, once=once, until_full=arguments.demo)
-    finally:
-        charge_log.close()
-
-
-def main() -> int:
-    """Run the command line; returns the exit status."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    logging.raiseExceptions = False  # a log that cannot be written is no reason to stop
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logger.addHandler(handler)
-    try:
-        arguments = parse_arguments()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        arguments = parser.parse_args()
         logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
         path = arguments.env_file or Path(__file__).resolve().with_name(".env")
-        variables = load_variables(path, required=bool(arguments.env_file))
+        variables, typos = load_variables(path, required=bool(arguments.env_file))
         if not arguments.demo:
-            return start(arguments, Settings(variables, path.parent))
+            return start(arguments, Settings(variables, typos), path)
         with simulated_bmw() as simulated:
-            told = {name: variables.get(name, "") for name in ("WEBHOOK_URL", "NTFY_URL")}
-            return start(arguments, Settings({**simulated, **told}))
+            own = {name: variables.get(name, "") for name in ("NTFY_URL", "WEBHOOK_URL")}
+            return start(arguments, Settings({**simulated, **own}), path)
     except SettingsError as error:
         for line in error.args:
             logger.error("%s", line)
         return 2
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         return 130
     except BrokenPipeError:
         return 0
     except Exception as problem:  # noqa: BLE001 - no traceback, whatever it is
         logger.critical("%s", fault(problem))
         return 1
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # no traceback of an interrupted exit
 
 
 # --- The demo -------------------------------------------------------------------------------
-
-
 @contextmanager
 def simulated_bmw() -> Iterator[dict[str, str]]:
     """A BMW on this computer whose i3 charges from 61 % to full; yields the settings for it."""
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
     from threading import Thread
 
-    charges = iter([61 + 1.5 * n for n in range(26)])
-    interval_ms = 570
+    story = iter([("NOT_CHARGING", 61.0), *(("CHARGING", 61 + 1.5 * n) for n in range(26))])
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             """The login."""
-            form = dict(parse_qsl(self.rfile.read(int(self.headers["Content-Length"])).decode()))
-            fields = f"state={form['state']}&access_token=demo&token_type=Bearer"
+            self.rfile.read(int(self.headers["Content-Length"]))
             self.send_response(302)
-            self.send_header("Location", f"{form['redirect_uri']}#{fields}")
+            self.send_header("Location", "demo:#access_token=demo")
             self.end_headers()
 
         def do_GET(self) -> None:
-            """The car's status."""
-            charge = next(charges, 100.0)
-            car = {
-                "chargingLevelHv": str(charge),
-                "chargingHVStatus": "CHARGING" if charge < 100 else "FINISHED_FULLY_CHARGED",
-                "connectorStatus": "CONNECTED",
-                "chargingTimeRemaining": f"{(100 - charge) / 1.5 * interval_ms / 60_000:.3f}",
-                "beRemainingRangeElectricKm": f"{charge * 1.6:.1f}",
-                "updateTime": f"{datetime.now(timezone.utc):%d.%m.%Y %H:%M:%S} UTC",
-            }
+            """The car's status: plugged in, then charging as if at 11 kW, then full."""
+            word, charge = next(story, ("FINISHED_FULLY_CHARGED", 100.0))
+            car = {"chargingLevelHv": str(charge), "chargingHVStatus": word}
+            car["connectorStatus"] = "CONNECTED"
+            car["chargingTimeRemaining"] = f"{(100 - charge) * 3.6:.1f}"
+            car["beRemainingRangeElectricKm"] = f"{charge * 1.6:.1f}"
+            car["updateTime"] = f"{datetime.now(timezone.utc):%d.%m.%Y %H:%M:%S} UTC"
             self.send_response(200)
             self.end_headers()
             self.wfile.write(json.dumps({"attributesMap": car}).encode())
@@ -1252,12 +1470,10 @@ def simulated_bmw() -> Iterator[dict[str, str]]:
         server.daemon_threads = True
         Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/"
-        yield {
-            **dict.fromkeys(("USERNAME", "PASSWORD", "AUTH_CLIENT_ID"), "demo"),
-            **dict.fromkeys(("AUTH_BASE_URL", "CONNECTED_DRIVE_BASE_URL"), address),
-            "VEHICLE_IDENTIFICATION_NUMBER": "WBY00000000000000",
-            "LOG_INTERVAL": str(interval_ms),
-        }
+        settings = dict.fromkeys(("USERNAME", "PASSWORD", "AUTH_CLIENT_ID"), "demo")
+        settings |= dict.fromkeys(("AUTH_BASE_URL", "CONNECTED_DRIVE_BASE_URL"), address)
+        settings |= {"AUTH_REDIRECT_URI": "demo:", "LOG_INTERVAL": "570"}
+        yield {**settings, "VEHICLE_IDENTIFICATION_NUMBER": "WBY00000000000000"}
 
 
 if __name__ == "__main__":
