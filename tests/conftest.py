@@ -21,10 +21,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "i3charge.py"
 
-# Runs the script with other constants (a time-out of seconds, not of minutes) and, for pync,
-# on what looks like a Mac.
+# Runs the script with other constants (a time-out of seconds, not of minutes), of the module or
+# as "Class.NAME" of a class, and, for pync, on what looks like a Mac. Two of them are clocks:
+# "clock_jump_s": after half a second somebody sets the wall clock, by so many seconds.
+# "monotonic_stops": the computer sleeps for so many seconds, in the first sleep of a second or
+# longer. Such sleeps are over at once, and the clocks say what they would say after them.
 LAUNCHER = """
-import json, sys
+import json, sys, time, types
 constants, mac = json.loads(sys.argv.pop(1))
 if mac:
     import platform
@@ -33,14 +36,23 @@ if mac:
 sys.path.insert(0, sys.argv.pop(1))
 import i3charge
 jump_s = constants.pop("clock_jump_s", 0)
-if jump_s:
-    import time, types
-    set_at = time.monotonic() + 0.5
-    now = lambda: time.time() + (jump_s if time.monotonic() > set_at else 0)
-    i3charge.time = types.SimpleNamespace(monotonic=time.monotonic, sleep=time.sleep, time=now)
-for name, value in constants.items():
-    assert hasattr(i3charge, name), name
-    setattr(i3charge, name, tuple(value) if isinstance(value, list) else value)
+lid_s = constants.pop("monotonic_stops", 0)
+began_s, slept_s = time.monotonic(), [0, 0]
+def sleep(seconds):
+    time.sleep(min(seconds, 0.02) if lid_s else seconds)
+    if lid_s and seconds >= 1:
+        slept_s[:] = [slept_s[0] + seconds, lid_s]
+def monotonic():
+    return time.monotonic() + slept_s[0]
+def wall():
+    return time.time() + sum(slept_s) + jump_s * (time.monotonic() > began_s + 0.5)
+if jump_s or lid_s:
+    i3charge.time = types.SimpleNamespace(monotonic=monotonic, sleep=sleep, time=wall)
+for path, value in constants.items():
+    *owner, name = path.split(".")
+    thing = getattr(i3charge, owner[0]) if owner else i3charge
+    assert hasattr(thing, name), path
+    setattr(thing, name, tuple(value) if isinstance(value, list) else value)
 sys.argv[0] = "i3charge.py"
 sys.exit(i3charge.main())
 """
@@ -100,6 +112,11 @@ class Script:
     def interrupt(self) -> int:
         self.process.send_signal(signal.SIGINT)
         return self.end()
+
+    @property
+    def news(self) -> list[str]:
+        """What stderr says beside the first line, of what is armed."""
+        return [line for line in list(self.stderr) if "Phone: " not in line]
 
     @property
     def output(self) -> str:
@@ -227,6 +244,6 @@ def terminal_notifier(tmp_path: Path, env: dict[str, str]) -> Notifier:
     return Notifier(tmp_path, "terminal-notifier", env)
 
 
-hypothesis.settings.register_profile("default", deadline=None, max_examples=500)
+hypothesis.settings.register_profile("default", deadline=None, max_examples=150)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=50_000)
 hypothesis.settings.load_profile("default")

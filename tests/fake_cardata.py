@@ -5,34 +5,60 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
+import time
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import Any, Callable
+from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from fake_bmw import VIN, Answer, Door, Handler, Request
 
+import i3charge
+
 CLIENT_ID = "secret-client-id"
-SCOPE = "authenticate_user openid cardata:api:read"
+API_SCOPE = "cardata:api:read"
+SCOPE = f"authenticate_user openid {API_SCOPE}"
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 
 HEADER = "vehicle.drivetrain.batteryManagement.header"
 DISPLAYED = "vehicle.powertrain.electric.battery.stateOfCharge.displayed"
-ENGINE = "vehicle.drivetrain.electricEngine."
-PREDICTED = ENGINE + "charging.level"
-HV_STATUS = ENGINE + "charging.hvStatus"
-STATUS = ENGINE + "charging.status"
-MINUTES = ENGINE + "charging.timeToFullyCharged"
-RANGE = ENGINE + "kombiRemainingElectricRange"
+PREDICTED = "vehicle.drivetrain.electricEngine.charging.level"
+HV_STATUS = "vehicle.drivetrain.electricEngine.charging.hvStatus"
+STATUS = "vehicle.drivetrain.electricEngine.charging.status"
+MINUTES = "vehicle.drivetrain.electricEngine.charging.timeToFullyCharged"
+REMAINING = "vehicle.drivetrain.electricEngine.charging.timeRemaining"
+RANGE = "vehicle.drivetrain.electricEngine.kombiRemainingElectricRange"
 PLUG = "vehicle.body.chargingPort.status"
+PLUG2 = "vehicle.body.chargingPort.combinedStatus"
+
+# "All of these are in BMW's catalogue and in containers that are in use" (bmw-api.md, part 2).
+# The table there has vehicle.drivetrain.lastRemainingRange too. It is "not to be shown", and
+# here, unlike at BMW, not accepted either: nobody is to ask for it.
+DESCRIPTORS = frozenset(
+    {HEADER, DISPLAYED, PREDICTED, HV_STATUS, STATUS, MINUTES, REMAINING, RANGE, PLUG, PLUG2}
+)
+MADE_BY_BMW = (PREDICTED, HV_STATUS)
+UNITS = {HEADER: "%", DISPLAYED: "%", PREDICTED: "%", MINUTES: "min", REMAINING: "min"}
 
 
-def at(when: datetime | None) -> str | None:
-    return when and when.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+def stamp_of_car(when: datetime) -> str:
+    return f"{when:%Y-%m-%dT%H:%M:%S}.000Z"
+
+
+def stamp_of_fetch(when: datetime) -> str:
+    milliseconds = max(when.microsecond // 1000, 1)  # .000 would look like the car's
+    return f"{when:%Y-%m-%dT%H:%M:%S}.{milliseconds:03}Z"
 
 
 def telematic(now: datetime | None = None, **entries: Any) -> dict[str, Any]:
-    """A charging car; give `header`, `predicted` and so on a value, a pair with its age in
-    minutes, or None to leave the descriptor out."""
+    """What BMW says at `now` of a charging car.
+
+    Give `header`, `predicted` and so on a value, a pair with its age in minutes, or a triple
+    with its unit as well. None leaves the descriptor out, an age of None only its time stamp.
+    `predicted` and `hv_status` are BMW's own: they are stamped with `now`, whatever their age.
+    """
     now = now or datetime.now(timezone.utc)
     names = {
         "header": HEADER,
@@ -41,56 +67,146 @@ def telematic(now: datetime | None = None, **entries: Any) -> dict[str, Any]:
         "hv_status": HV_STATUS,
         "status": STATUS,
         "minutes": MINUTES,
+        "remaining": REMAINING,
         "range": RANGE,
         "plug": PLUG,
+        "plug2": PLUG2,
     }
-    values: dict[str, Any] = {
+    given: dict[str, Any] = {
         "header": ("52", 60),
         "predicted": "62",
         "hv_status": "CHARGING",
-        "minutes": "140",
-        "range": "101",
-        "plug": "CONNECTED",
+        "status": ("CHARGINGACTIVE", 60),
+        "minutes": ("140", 0),
+        "range": ("101", 0),
+        "plug": ("CONNECTED", 60),
         **entries,
     }
     data = {}
-    for name, value in values.items():
-        if value is not None:
-            value, age = value if isinstance(value, tuple) else (value, 0)
-            timestamp = at(now - timedelta(minutes=age))
-            data[names[name]] = {"value": value, "unit": "%", "timestamp": timestamp}
+    for entry, parts in given.items():
+        if parts is None:
+            continue
+        name = names[entry]
+        value, *rest = parts if isinstance(parts, tuple) else (parts,)
+        age = rest[0] if rest else 0
+        unit = rest[1] if len(rest) > 1 else UNITS.get(name)
+        if age is None:
+            timestamp = None
+        elif name in MADE_BY_BMW:
+            timestamp = stamp_of_fetch(now)
+        else:
+            timestamp = stamp_of_car(now - timedelta(minutes=age))
+        data[name] = {"value": value, "unit": unit, "timestamp": timestamp}
     return {"telematicData": data}
 
 
 def full(**entries: Any) -> dict[str, Any]:
-    return telematic(
-        **{"header": "100", "hv_status": "FINISHED_FULLY_CHARGED", "minutes": None, **entries}
-    )
+    words = {
+        "header": ("100", 0),
+        "predicted": "100",
+        "hv_status": "FINISHED_FULLY_CHARGED",
+        "status": ("CHARGINGENDED", 0),
+        "minutes": None,
+    }
+    return telematic(**{**words, **entries})
+
+
+@dataclass
+class DeviceCode:
+    challenge: str
+    state: Literal["good", "failed", "used"] = "good"
+    issued_s: float = field(default_factory=time.monotonic)
+
+    def fits(self, verifier: str) -> bool:
+        digest = hashlib.sha256(verifier.encode()).digest()
+        return base64.urlsafe_b64encode(digest).decode().rstrip("=") == self.challenge
+
+
+def says(status: int, body: str | dict[str, Any] = "") -> Answer:
+    return lambda handler: handler.reply(status, body)
+
+
+def oauth_error(status: int, error: str) -> Answer:
+    return says(status, {"error": error})
 
 
 class CarData(Door):
-    """`readings` is what it answers next, the last one stays: a dict, or a function of the
-    handler. `token_answers` are functions of the handler for the next requests for a token."""
+    """What it does next, as functions of the handler:
+
+    - `readings`: what the car's status is, the last one stays. A dict will do, of which the
+      container's descriptors are sent. It is sent as it was made, with the stamps of then.
+    - `device_answers`, `token_answers`: the next answers to a request for a code, for a token.
+    - `api_answers`: the next answers of the API, to requests that it does not refuse.
+
+    Its rules, to be set by a test. A refusal is a status and a BMW error code, or a status and
+    None where no such code is sent:
+
+    - `quota`: requests that the API answers before it refuses them all, with `quota_status`.
+    - `client_id`: the only one it knows, letter by letter. The real ones are lower-case UUIDs.
+    - `pending`: times that a sign-in is not confirmed yet; `interval_s`: seconds in between.
+    - `complete_uri`: whether a device code comes with an address that holds the user code.
+    - `code_life_s`, `expired_codes`: after so many seconds a device code has expired, and these
+      device codes have. It is always said to live for 300 s.
+    - `codes_that_fail`: so many confirmed codes end in BMW's error 500, and are used up by it.
+    - `scope`: of the tokens from the next sign-in on, refreshed ones included. Without
+      `cardata:api:read` the API refuses them.
+    - `lifetime_s`, `token_life_s`: the seconds an access token is said to live, and does live;
+      None is for ever.
+    - `expiry_refusal`: of an access token that is expired or not the newest.
+    - `accepted_descriptors`: with any other, a container is refused.
+    - `container_refusal`: of every new container, if it is not None.
+    - `most_containers`: deleted ones count.
+    - `lost_container`: the refusal of a container that is unknown or deleted.
+
+    What it has come to:
+
+    - `spent`: requests to the API, refused ones too; `served`: readings that were sent whole.
+    - `sign_ins`, `refreshes`, `refused_refreshes`: over HTTP; those refused had a dead token.
+    - `tokens`: pairs of tokens that were made; `access_token`, `refresh_token`: the newest, the
+      only ones that are good.
+    - `containers`, `device_codes`: all that were made.
+    """
 
     def __init__(self) -> None:
         super().__init__(telematic())
         self.device_answers: list[Answer] = []
         self.token_answers: list[Answer] = []
         self.api_answers: list[Answer] = []
-        self.pending = 1  # times that a sign-in is not confirmed yet
-        self.interval_s = 0.05
-        self.lifetime_s = 3599
+
         self.quota = 50
+        self.quota_status = 403
+        self.client_id = CLIENT_ID
+        self.pending = 1
+        self.interval_s = 0.05
+        self.complete_uri = True
+        self.code_life_s: float | None = None
+        self.expired_codes: set[str] = set()
+        self.codes_that_fail = 0
+        self.scope = SCOPE
+        self.lifetime_s: float = 3599
+        self.token_life_s: float | None = None
+        self.expiry_refusal: tuple[int, str | None] = (401, "CU-102")
+        self.accepted_descriptors: set[str] = set(DESCRIPTORS)
+        self.container_refusal: tuple[int, str | None] | None = None
+        self.most_containers = 10
+        self.lost_container: tuple[int, str | None] = (403, "CU-105")
+
         self.spent = 0
+        self.sign_ins = 0
+        self.refreshes = 0
+        self.refused_refreshes = 0
         self.tokens = 0
         self.access_token = ""
         self.refresh_token = ""
-        self.challenges: dict[str, str] = {}  # by device code
+        self.token_scope = ""
+        self.token_made_s = 0.0
         self.containers: list[dict[str, Any]] = []
+        self.containers_made = 0
+        self.device_codes: dict[str, DeviceCode] = {}
 
     def settings(self) -> dict[str, str]:
         return {
-            "CARDATA_CLIENT_ID": CLIENT_ID,
+            "CARDATA_CLIENT_ID": self.client_id,
             "VEHICLE_IDENTIFICATION_NUMBER": VIN,
             "CARDATA_AUTH_BASE_URL": self.url + "oauth",
             "CARDATA_BASE_URL": self.url + "api/",
@@ -101,145 +217,232 @@ class CarData(Door):
         return [request for request in self.requests if path in request.path]
 
     def sign_in(self) -> dict[str, Any]:
-        """What a store of the script holds after a sign-in here."""
-        self.new_tokens()
-        return {
-            "client_id": CLIENT_ID,
-            "access_token": self.access_token,
-            "expires_s": 4e9,
-            "refresh_token": self.refresh_token,
-            "container": self.add_container(),
-            "requests_s": [],
-        }
+        """What the script remembers after a sign-in here."""
+        with self.changed:
+            self.new_tokens(self.scope)
+            return {
+                "access_token": self.access_token,
+                "expires_s": 4e9,
+                "refresh_token": self.refresh_token,
+                "container": self.add_container(),
+                "requests_s": [],
+            }
 
-    def new_tokens(self) -> dict[str, Any]:
+    def keep(self, file: Path, **changed: Any) -> dict[str, Any]:
+        """Let `file` be what the script has after a sign-in here; returns what it holds of it."""
+        kept = {**self.sign_in(), **changed}
+        file.write_text(json.dumps({f"CarData {self.client_id}": kept}))
+        return kept
+
+    def kept(self, file: Path) -> dict[str, Any]:
+        return dict(json.loads(file.read_text())[f"CarData {self.client_id}"])
+
+    def new_tokens(self, scope: str) -> dict[str, Any]:
         self.tokens += 1
         self.access_token = f"secret-access-{self.tokens}"
         self.refresh_token = f"secret-refresh-{self.tokens}"
+        self.token_scope = scope
+        self.token_made_s = time.monotonic()
         return {
             "access_token": self.access_token,
             "refresh_token": self.refresh_token,
             "id_token": "secret-id",
             "token_type": "Bearer",
             "expires_in": self.lifetime_s,
-            "scope": SCOPE,
+            "scope": scope,
             "gcid": "secret-gcid",
         }
 
     def add_container(self, **fields: Any) -> str:
-        import i3charge
-
-        container_id = f"S{len(self.containers):012}"
-        self.containers.append(
-            {
-                "containerId": container_id,
+        """Make a container as the script would; returns its id."""
+        with self.changed:
+            container = {
+                "containerId": f"S{self.containers_made:012}",
                 "name": "i3charge",
-                "purpose": i3charge.CarData.CONTAINER["purpose"],
+                "purpose": i3charge.CarData.PURPOSE,
                 "state": "ACTIVE",
                 "created": "2026-08-18T14:16:36.000Z",
+                "technicalDescriptors": sorted(self.accepted_descriptors),
                 **fields,
             }
-        )
-        return container_id
+            self.containers_made += 1
+            self.containers.append(container)
+        return str(container["containerId"])
 
     def answer(self, handler: Handler, request: Request) -> None:
+        """Decide on one request at a time; a test's own answer may then block."""
         path = urlsplit(request.path).path
-        if path == "/oauth/device/code":
-            self.answers_first(handler, self.device_answers, self.device_code, request)
-        elif path == "/oauth/token":
-            self.answers_first(handler, self.token_answers, self.token, request)
-        elif path.startswith("/api/customers/"):
-            self.api(handler, request, path)
-        else:
-            handler.reply(404)
+        with self.changed:
+            if path == "/oauth/device/code":
+                answer = self.next_of(self.device_answers) or self.device_code(request.form)
+            elif path == "/oauth/token":
+                answer = self.next_of(self.token_answers) or self.token(request.form)
+            elif path.startswith("/api/"):
+                answer = self.api(request, path[len("/api/") :])
+            else:
+                answer = says(404)
+            self.changed.notify_all()
+        answer(handler)
 
     @staticmethod
-    def answers_first(
-        handler: Handler,
-        answers: list[Answer],
-        otherwise: Callable[[Handler, Request], None],
-        request: Request,
-    ) -> None:
-        if answers:
-            answers.pop(0)(handler)
-        else:
-            otherwise(handler, request)
+    def next_of(answers: list[Answer]) -> Answer | None:
+        return answers.pop(0) if answers else None
 
-    def device_code(self, handler: Handler, request: Request) -> None:
-        form = request.form
-        fixed = (form.get("response_type"), form.get("code_challenge_method"))
-        if form.get("client_id") != CLIENT_ID:
-            handler.reply(401, {"error": "invalid_client"})
-        elif fixed != ("device_code", "S256") or form.get("scope") != SCOPE:
-            handler.reply(400, {"error": "invalid_request"})
-        else:
-            device_code = f"secret-device-{len(self.challenges) + 1}"
-            self.challenges[device_code] = form["code_challenge"]
-            user_code = f"CODE-{len(self.challenges)}"
-            address = "https://customer.bmwgroup.com/oneid/link"
-            handler.reply(
-                200,
-                {
-                    "user_code": user_code,
-                    "device_code": device_code,
-                    "interval": self.interval_s,
-                    "expires_in": 300,
-                    "verification_uri": address,
-                    "verification_uri_complete": f"{address}?user_code={user_code}",
-                },
-            )
+    # The sign-in
 
-    def token(self, handler: Handler, request: Request) -> None:
-        form = request.form
-        if form.get("client_id") != CLIENT_ID:
-            handler.reply(401, {"error": "invalid_client"})
-        elif form.get("grant_type") == "refresh_token":
-            if form.get("refresh_token") == self.refresh_token:
-                handler.reply(200, self.new_tokens())
-            else:
-                handler.reply(400, {"error": "invalid_grant"})
-        elif form.get("grant_type") == DEVICE_GRANT and form["device_code"] in self.challenges:
-            digest = hashlib.sha256(form["code_verifier"].encode()).digest()
-            challenge = base64.urlsafe_b64encode(digest).decode().rstrip("=")
-            if self.pending > 0:
-                self.pending -= 1
-                handler.reply(403, {"error": "authorization_pending"})
-            elif challenge != self.challenges.pop(form["device_code"]):
-                handler.reply(400, {"error": "invalid_grant"})
-            else:
-                handler.reply(200, self.new_tokens())
-        else:
-            handler.reply(400, {"error": "invalid_request"})
+    def device_code(self, form: dict[str, str]) -> Answer:
+        if form.get("client_id") != self.client_id:
+            return oauth_error(401, "invalid_client")
+        fixed = (form.get("response_type"), form.get("code_challenge_method"), form.get("scope"))
+        if fixed != ("device_code", "S256", SCOPE) or not form.get("code_challenge"):
+            return oauth_error(400, "invalid_request")
+        number = len(self.device_codes) + 1
+        self.device_codes[f"secret-device-{number}"] = DeviceCode(form["code_challenge"])
+        address = "https://customer.bmwgroup.com/oneid/link"
+        body = {
+            "user_code": f"CODE-{number}",
+            "device_code": f"secret-device-{number}",
+            "interval": self.interval_s,
+            "expires_in": 300,
+            "verification_uri": address,
+        }
+        if self.complete_uri:
+            body["verification_uri_complete"] = f"{address}?user_code=CODE-{number}"
+        return says(200, body)
 
-    def api(self, handler: Handler, request: Request, path: str) -> None:
+    def token(self, form: dict[str, str]) -> Answer:
+        if form.get("client_id") != self.client_id:
+            return oauth_error(401, "invalid_client")
+        if form.get("grant_type") == "refresh_token":
+            return self.refresh(form.get("refresh_token"))
+        if form.get("grant_type") == DEVICE_GRANT:
+            return self.redeem(form.get("device_code", ""), form.get("code_verifier", ""))
+        return oauth_error(400, "invalid_request")
+
+    def refresh(self, refresh_token: str | None) -> Answer:
+        if not refresh_token or refresh_token != self.refresh_token:
+            self.refused_refreshes += 1
+            return oauth_error(400, "invalid_grant")
+        self.refreshes += 1
+        return says(200, self.new_tokens(self.token_scope))
+
+    def redeem(self, device_code: str, verifier: str) -> Answer:
+        code = self.device_codes.get(device_code)
+        if code is None or code.state == "used":
+            return oauth_error(400, "invalid_grant")
+        if code.state == "failed":
+            return oauth_error(403, "access_denied")
+        age_s = time.monotonic() - code.issued_s
+        outlived = self.code_life_s is not None and age_s > self.code_life_s
+        if outlived or device_code in self.expired_codes:
+            return oauth_error(401, "expired_token")
+        if self.pending > 0:
+            self.pending -= 1
+            return oauth_error(403, "authorization_pending")
+        if self.codes_that_fail > 0:
+            self.codes_that_fail -= 1
+            code.state = "failed"
+            detail = {"errorcode": "keymanagement.service.invalid_access_token"}
+            text = "Invalid access token"
+            return says(500, {"fault": {"faultstring": text, "detail": detail}})
+        code.state = "used"
+        if not code.fits(verifier):
+            return oauth_error(400, "invalid_grant")
+        self.sign_ins += 1
+        return says(200, self.new_tokens(self.scope))
+
+    # The API
+
+    def api(self, request: Request, path: str) -> Answer:
         self.spent += 1
         if self.spent > self.quota:
-            self.refuse(handler, 429, "CU-429", "Quota used up")
-        elif request.headers.get("x-version") != "v1":
-            self.refuse(handler, 400, "CU-000", "x-version missing")
-        elif request.headers.get("Authorization") != f"Bearer {self.access_token}":
-            self.refuse(handler, 401, "CU-102", "Token expired")
-        elif self.api_answers:
-            self.api_answers.pop(0)(handler)
-        elif path == "/api/customers/containers" and request.method == "GET":
-            handler.reply(200, {"containers": self.containers})
-        elif path == "/api/customers/containers":
-            asked = json.loads(request.body)
-            assert set(asked) == {"name", "purpose", "technicalDescriptors"}
-            self.add_container(name=asked["name"], purpose=asked["purpose"])
-            handler.reply(201, {**self.containers[-1], **asked})
-        elif path != f"/api/customers/vehicles/{VIN}/telematicData":
-            self.refuse(handler, 403, "CU-104", f"No permission for {VIN}")
-        else:
-            self.telematic_data(handler, request)
+            return self.refusal((self.quota_status, "CU-429"), "Quota used up")
+        if request.headers.get("x-version") != "v1":
+            return self.refusal((400, "CU-000"), "x-version missing")
+        if request.headers.get("Authorization") != f"Bearer {self.access_token}":
+            return self.token_refusal()
+        age_s = time.monotonic() - self.token_made_s
+        if self.token_life_s is not None and age_s > self.token_life_s:
+            return self.token_refusal()
+        if API_SCOPE not in self.token_scope.split():
+            return self.refusal((403, "CU-103"), "Scope is not CarData")
+        return self.next_of(self.api_answers) or self.resource(request, path)
 
-    def telematic_data(self, handler: Handler, request: Request) -> None:
-        asked = parse_qs(urlsplit(request.path).query).get("containerId")
-        known = [c["containerId"] for c in self.containers if c["state"] == "ACTIVE"]
-        if not asked or asked[0] not in known:
-            self.refuse(handler, 403, "CU-105", "No permission for this container")
-            return
-        self.send_reading(handler)
+    def resource(self, request: Request, path: str) -> Answer:
+        asked = (request.method, path)
+        if asked == ("GET", "customers/containers"):
+            return says(200, {"containers": [self.listed(c) for c in self.containers]})
+        if asked == ("POST", "customers/containers"):
+            return self.new_container(json.loads(request.body))
+        one = re.fullmatch("GET customers/containers/([^/]+)", " ".join(asked))
+        if one:
+            return self.container(one[1])
+        if asked == ("GET", f"customers/vehicles/{VIN}/telematicData"):
+            query = parse_qs(urlsplit(request.path).query)
+            return self.telematic_data(query.get("containerId", [""])[0])
+        if path.startswith("customers/vehicles/"):
+            return self.refusal((403, "CU-104"), f"No permission for {VIN}")
+        return says(404)
+
+    @staticmethod
+    def listed(container: dict[str, Any]) -> dict[str, Any]:
+        return {name: what for name, what in container.items() if name != "technicalDescriptors"}
+
+    def container(self, container_id: str) -> Answer:
+        for container in self.containers:
+            if container["containerId"] == container_id:
+                return says(200, container)
+        return self.lost_container_refusal()
+
+    def new_container(self, asked: dict[str, Any]) -> Answer:
+        assert set(asked) == {"name", "purpose", "technicalDescriptors"}
+        if self.container_refusal:
+            return self.refusal(self.container_refusal, "The container is refused")
+        if not set(asked["technicalDescriptors"]) <= self.accepted_descriptors:
+            return self.refusal((400, "CU-402"), "Telematic key is invalid")
+        if len(self.containers) >= self.most_containers:
+            return self.refusal((403, "CU-124"), "Too many containers")
+        self.add_container(**asked)
+        return says(201, self.containers[-1])
+
+    def telematic_data(self, container_id: str) -> Answer:
+        for container in self.containers:
+            if (container["containerId"], container["state"]) == (container_id, "ACTIVE"):
+                return self.next_reading(set(container["technicalDescriptors"]))
+        return self.lost_container_refusal()
+
+    def next_reading(self, descriptors: set[str]) -> Answer:
+        item = self.readings.pop(0) if len(self.readings) > 1 else self.readings[0]
+        if callable(item):
+            return item
+        data = item.get("telematicData")
+        if isinstance(data, dict):
+            kept = {name: entry for name, entry in data.items() if name in descriptors}
+            item = {**item, "telematicData": kept}
+        body = json.dumps(item)
+
+        def send(handler: Handler) -> None:
+            handler.reply(200, body, Content_Type="application/json")
+            with self.changed:
+                self.served += 1
+                self.changed.notify_all()
+
+        return send
+
+    def lost_container_refusal(self) -> Answer:
+        return self.refusal(self.lost_container, "No permission for this container")
+
+    def token_refusal(self) -> Answer:
+        status, code = self.expiry_refusal
+        if code is None:
+            return oauth_error(status, "invalid_token")
+        return self.refusal((status, code), "Token expired")
+
+    def refusal(self, refusal: tuple[int, str | None], message: str) -> Answer:
+        status, code = refusal
+        if code is None:
+            return says(status)
+        return lambda handler: self.refuse(handler, status, code, message)
 
     @staticmethod
     def refuse(handler: Handler, status: int, code: str, message: str) -> None:
@@ -250,5 +453,49 @@ class CarData(Door):
 
     def expire_token(self, handler: Handler) -> None:
         """As a reading: the access token that was just used has expired."""
-        self.access_token = "expired: nothing matches this"
-        self.refuse(handler, 401, "CU-102", "Token expired")
+        with self.changed:
+            self.access_token = "expired: nothing matches this"
+            answer = self.token_refusal()
+        answer(handler)
+
+
+class Client:
+    """The script's own door to a CarData, in this process, and the file that it keeps."""
+
+    def __init__(self, cardata: CarData, file: Path, *, attended: bool = True, **more: str) -> None:
+        settings = i3charge.Settings({**cardata.settings(), **more})
+        self.store = i3charge.Store(file)
+        self.door = i3charge.CarData(settings, i3charge.Http(), self.store, attended=attended)
+        settings.check(hint="")
+
+    def poll(self) -> i3charge.Reading:
+        with self.store:
+            return self.door.poll()
+
+    def problem(self) -> i3charge.TryAgain | None:
+        """Poll; returns why there is no reading, and None where there is one."""
+        try:
+            self.poll()
+        except i3charge.TryAgain as problem:
+            return problem
+        return None
+
+    def refused(self) -> i3charge.TryAgain:
+        problem = self.problem()
+        assert problem, "there should be no reading"
+        return problem
+
+
+class Clock:
+    """In the place of the module `time`: nothing but sleeping moves it."""
+
+    def __init__(self) -> None:
+        self.now_s = time.time()
+
+    def time(self) -> float:
+        return self.now_s
+
+    monotonic = time
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += max(seconds, 0.001)  # less would be lost in the rounding
