@@ -1,23 +1,35 @@
-"""The second door: BMW CarData."""
+"""BMW CarData: the readings, the containers, the quota and the pace. Signing in is elsewhere."""
 
 from __future__ import annotations
 
 import json
-import re
-import stat
-import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import Notifier, Start, closing
-from fake_bmw import VIN, Handler, Recorder
-from fake_cardata import CLIENT_ID, DISPLAYED, HEADER, CarData, full, telematic
+from fake_bmw import VIN, Recorder, car
+from fake_cardata import (
+    CLIENT_ID,
+    DISPLAYED,
+    HEADER,
+    PREDICTED,
+    RANGE,
+    CarData,
+    Client,
+    Clock,
+    full,
+    says,
+    telematic,
+)
 
 import i3charge
 from i3charge import Reading
+
+HOUR_S = 3600.0
 
 
 @pytest.fixture
@@ -26,458 +38,69 @@ def cardata() -> Iterator[CarData]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Path:
-    """Where the script keeps what it must remember: beside the settings file."""
-    return tmp_path / ".cardata.json"
+def file(tmp_path: Path) -> Path:
+    """Where the script remembers: beside the settings file."""
+    return tmp_path / ".i3charge.json"
 
 
-def keep(store: Path, kept: dict[str, Any]) -> None:
-    store.write_text(json.dumps(kept))
-    store.chmod(0o600)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(i3charge, "time", clock)
+    return clock
 
 
-def refuse(code: str, message: str, status: int = 403) -> Any:
+def refuse(code: str, status: int = 403, message: str = "No") -> Any:
     return lambda handler: CarData.refuse(handler, status, code, message)
+
+
+def methods(cardata: CarData) -> str:
+    """What the API was asked: R for a reading, L for the containers, M for making one."""
+    return "".join(
+        "R" if "telematicData" in request.path else {"GET": "L", "POST": "M"}[request.method]
+        for request in cardata.seen("/api/")
+    )
 
 
 # Settings
 
 
-def test_client_id_and_vin_are_all_that_is_needed(cardata: CarData, start: Start) -> None:
-    settings = {**cardata.settings(), "AUTH_BASE_URL": "nonsense", "USERNAME": ""}
-    script = start(settings=settings)
-    script.wait_for_readings(1)
-    script = start(settings={"CARDATA_CLIENT_ID": CLIENT_ID})
-    assert script.end() == 2
-    assert script.stderr[0][21:].startswith("VEHICLE_IDENTIFICATION_NUMBER is missing")
-    assert len(script.stderr) == 2
-
-
 @pytest.mark.parametrize("name", ["CARDATA_AUTH_BASE_URL", "CARDATA_BASE_URL"])
-def test_addresses_must_be_https(cardata: CarData, start: Start, name: str) -> None:
-    script = start(settings={**cardata.settings(), name: "http://example.com/"})
-    assert script.end() == 2
-    assert script.stderr_with(name) == 1
-    assert cardata.requests == []
+def test_addresses_must_be_https(cardata: CarData, file: Path, name: str) -> None:
+    address: Any = {name: "http://example.com/"}
+    with pytest.raises(i3charge.SettingsError, match=f"{name} should be .* https://"):
+        Client(cardata, file, **address)
 
 
-def interval_of(tmp_path: Path, **variables: str) -> float:
-    needed = {"CARDATA_CLIENT_ID": CLIENT_ID, "VEHICLE_IDENTIFICATION_NUMBER": VIN}
-    settings = i3charge.Settings({**needed, **variables}, tmp_path)
-    interval_s = i3charge.CarData(settings, i3charge.Http()).interval_s
-    settings.check()
-    return interval_s
-
-
-def test_interval_is_half_an_hour(tmp_path: Path) -> None:
-    assert interval_of(tmp_path) == 1800
-
-
-def test_interval_of_the_other_door_is_raised_and_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert interval_of(tmp_path, LOG_INTERVAL="60000") == 600
-    assert len(caplog.messages) == 1
-    assert "LOG_INTERVAL is raised to 600000" in caplog.messages[0]
-    assert "50 requests in 24 hours" in caplog.messages[0]
-
-
-# Signing in
-
-
-def test_first_run_goes_from_nothing_to_the_first_reading(
-    cardata: CarData, start: Start, store: Path
-) -> None:
-    cardata.pending = 2
-    script = start(settings=cardata.settings())
-    script.wait_for_readings(1)
-    assert re.search(r"  62%  charging  101 km  full about \d\d:\d\d$", script.stdout[0])
-    assert script.stderr_with("open https://customer.bmwgroup.com/oneid/link?user_code=CODE-1") == 1
-    assert script.stderr_with("confirm the code CODE-1") == 1
-    assert script.stderr_with("signed in at BMW") == 1
-    assert len(script.stderr) == 2
-    assert len(cardata.seen("device/code")) == 1
-    assert [r.method for r in cardata.seen("containers")] == ["GET", "POST"]
-    assert stat.S_IMODE(store.stat().st_mode) == 0o600
-
-
-def test_container_asks_for_what_the_reading_needs(cardata: CarData, start: Start) -> None:
-    start(settings=cardata.settings()).wait_for_readings(1)
-    asked = json.loads(cardata.seen("containers")[1].body)
-    needed = set(telematic(displayed="1", status="x")["telematicData"])
-    assert needed <= set(asked["technicalDescriptors"])
-    assert asked["name"] == "i3charge"
-
-
-def test_restart_needs_no_sign_in_and_no_container(
-    cardata: CarData, start: Start, store: Path
-) -> None:
-    script = start(settings=cardata.settings())
-    script.wait_for_readings(1)
-    script.interrupt()
-    before = len(cardata.requests)
-    script = start("--once", settings=cardata.settings())
-    assert script.end() == 0
-    assert script.stderr == []
-    (request,) = cardata.requests[before:]
-    assert "telematicData" in request.path
-    assert request.headers["Accept"] == "application/json"
-
-
-def test_token_is_asked_for_at_the_interval_that_bmw_names(cardata: CarData, start: Start) -> None:
-    cardata.interval_s = 0.4
-    cardata.pending = 2
-    start(settings=cardata.settings()).wait_for_readings(1)
-    times = [request.time for request in cardata.seen("/oauth/")]
-    assert len(times) == 4
-    assert all(later - earlier >= 0.4 for earlier, later in zip(times, times[1:]))
-
-
-def test_slow_down_adds_five_seconds(cardata: CarData, start: Start) -> None:
-    cardata.token_answers = [lambda h: h.reply(400, {"error": "slow_down"})]
-    cardata.pending = 0
-    script = start(settings=cardata.settings())
-    script.wait_for_readings(1)
-    first, second = (request.time for request in cardata.seen("oauth/token"))
-    assert second - first >= 5
-
-
-@pytest.mark.parametrize("error", ["expired_token", "invalid_grant"])
-def test_expired_code_is_replaced(cardata: CarData, start: Start, error: str) -> None:
-    cardata.token_answers = [lambda h: h.reply(401, {"error": error})]
-    script = start(settings=cardata.settings())
-    script.wait_for_readings(1)
-    assert script.stderr_with("confirm the code CODE-1") == 1
-    assert script.stderr_with("confirm the code CODE-2") == 1
+BMW = "https://api-cardata.bmwgroup.com/"
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
-    [("access_denied", "was declined"), ("invalid_client", "check CARDATA_CLIENT_ID")],
-)
-def test_refused_sign_in_ends_the_program(
-    cardata: CarData, start: Start, error: str, said: str
-) -> None:
-    cardata.token_answers = [lambda h: h.reply(403, {"error": error})]
-    script = start(settings=cardata.settings())
-    assert script.end() == 1
-    assert script.stderr_with(said) == 1
-
-
-def test_unknown_client_ends_the_program(cardata: CarData, start: Start) -> None:
-    script = start(settings={**cardata.settings(), "CARDATA_CLIENT_ID": "another"})
-    assert script.end() == 1
-    assert script.stderr_with("check CARDATA_CLIENT_ID") == 1
-    assert len(cardata.requests) == 1
-
-
-def test_gateway_trouble_during_the_sign_in_is_survived(cardata: CarData, start: Start) -> None:
-    cardata.token_answers = [lambda h: h.reply(500, "<html>")]
-    cardata.pending = 0
-    script = start(settings=cardata.settings())
-    script.wait_for_readings(1)
-    assert script.stderr_with("is out of order") == 1
-    assert len(cardata.seen("device/code")) == 1
-
-
-@pytest.mark.parametrize(
-    "answer",
+    ("url", "given", "interval_s", "said"),
     [
-        (500, {"message": "Internal Server Error"}),
-        (503, {"error": "temporarily_unavailable"}),
-        (429, {"error": "rate_limited"}),
-        (403, {"message": "no"}),
-        (200, {}),
+        (BMW, "", 2400, False),
+        (BMW, "2400000", 2400, False),
+        (BMW, "7200000", 7200, False),
+        (BMW, "60000", 2400, True),
+        (BMW, "2399999", 2400, True),
+        ("http://127.0.0.1:1/", "50", 0.05, False),
     ],
 )
-def test_odd_answer_during_the_sign_in_is_survived(
-    cardata: CarData, start: Start, answer: tuple[int, dict[str, str]]
+def test_interval_is_forty_minutes_at_least(
+    cardata: CarData,
+    file: Path,
+    caplog: pytest.LogCaptureFixture,
+    url: str,
+    given: str,
+    interval_s: float,
+    said: bool,
 ) -> None:
-    cardata.token_answers = [lambda h: h.reply(*answer)]
-    script = start(settings=cardata.settings())
-    script.wait_for_stderr("; trying again")
-    assert script.process.poll() is None
-
-
-def test_ctrl_c_while_the_owner_is_waited_for(cardata: CarData, start: Start) -> None:
-    cardata.pending = 10**6
-    script = start(settings=cardata.settings())
-    cardata.wait_for(lambda: len(cardata.seen("oauth/token")) >= 3, "requests for the token")
-    assert script.interrupt() == 130
-    assert len(script.stderr) == 1
-
-
-def test_once_does_not_wait_for_a_sign_in(
-    cardata: CarData, start: Start, terminal_notifier: Notifier
-) -> None:
-    script = start("--once", settings=cardata.settings(), mac=True)
-    assert script.end() == 1
-    assert script.stderr_with("run python i3charge.py once by hand") == 1
-    assert cardata.requests == []
-    assert terminal_notifier.messages() == []
-
-
-def test_token_that_expires_during_the_run_is_renewed(
-    cardata: CarData, start: Start, store: Path
-) -> None:
-    cardata.readings = [telematic(), cardata.expire_token, telematic(predicted="63"), telematic()]
-    script = start(settings=cardata.settings())
-    script.wait_for_readings(3)
-    assert "63%" in script.stdout[1]
-    assert len(cardata.seen("device/code")) == 1
-    assert json.loads(store.read_text())["refresh_token"] == cardata.refresh_token
-    assert len(script.stderr) == 2
-
-
-def test_token_is_renewed_shortly_before_it_ends(
-    cardata: CarData, start: Start, store: Path
-) -> None:
-    keep(store, {**cardata.sign_in(), "expires_s": time.time() + 50})
-    script = start("--once", settings=cardata.settings())
-    assert script.end() == 0
-    assert [r.path.split("/")[1] for r in cardata.requests] == ["oauth", "api"]
-
-
-def test_new_refresh_token_is_on_disk_before_it_is_used(
-    cardata: CarData, start: Start, store: Path
-) -> None:
-    on_disk = []
-
-    def look(handler: Handler) -> None:
-        on_disk.append(json.loads(store.read_text())["refresh_token"])
-        handler.reply(200, telematic())
-
-    keep(store, {**cardata.sign_in(), "expires_s": 0.0})
-    cardata.readings = [look]
-    assert start("--once", settings=cardata.settings()).end() == 0
-    assert on_disk == ["secret-refresh-2"]
-
-
-def test_new_refresh_token_is_on_disk_even_if_no_request_follows(
-    cardata: CarData, start: Start, store: Path
-) -> None:
-    spent = [time.time() - 60.0] * 48
-    keep(store, {**cardata.sign_in(), "expires_s": 0.0, "requests_s": spent})
-    assert start("--once", settings=cardata.settings()).end() == 1
-    assert json.loads(store.read_text())["refresh_token"] == "secret-refresh-2"
-
-
-def test_refresh_token_that_died_leads_to_a_new_sign_in(
-    cardata: CarData, start: Start, store: Path, terminal_notifier: Notifier
-) -> None:
-    keep(store, {**cardata.sign_in(), "expires_s": 0.0, "refresh_token": "secret-dead"})
-    script = start(settings=cardata.settings(), mac=True)
-    script.wait_for_readings(1)
-    assert terminal_notifier.messages() == ["BMW wants a new sign-in: the terminal shows how"]
-    assert script.stderr_with("confirm the code CODE-1") == 1
-
-
-def test_refused_refresh_at_once_is_told(
-    cardata: CarData, start: Start, store: Path, terminal_notifier: Notifier
-) -> None:
-    keep(store, {**cardata.sign_in(), "expires_s": 0.0, "refresh_token": "secret-dead"})
-    script = start("--once", settings=cardata.settings(), mac=True)
-    assert script.end() == 1
-    assert len(terminal_notifier.messages()) == 1
-
-
-def test_refresh_refused_with_403_is_refused(cardata: CarData, start: Start, store: Path) -> None:
-    keep(store, {**cardata.sign_in(), "expires_s": 0.0})
-    cardata.token_answers = [lambda h: h.reply(403, {"error": "access_denied"})]
-    script = start(settings=cardata.settings())
-    script.wait_for_stderr("confirm the code CODE-1")
-
-
-@pytest.mark.parametrize("status", [400, 401, 403])
-def test_gateway_cannot_take_the_refresh_token(
-    cardata: CarData, start: Start, store: Path, status: int
-) -> None:
-    keep(store, {**cardata.sign_in(), "expires_s": 0.0})
-    cardata.token_answers = [lambda h: h.reply(status, "<html>gateway</html>")]
-    script = start(settings=cardata.settings())
-    script.wait_for_readings(1)
-    assert cardata.seen("device/code") == []
-
-
-def test_refresh_that_names_no_new_refresh_token_keeps_the_old(
-    cardata: CarData, start: Start, store: Path
-) -> None:
-    kept = cardata.sign_in()
-    keep(store, {**kept, "expires_s": 0.0})
-    answer = {"access_token": kept["access_token"], "expires_in": 3599}
-    cardata.token_answers = [lambda h: h.reply(200, answer)]
-    assert start("--once", settings=cardata.settings()).end() == 0
-    assert json.loads(store.read_text())["refresh_token"] == kept["refresh_token"]
-
-
-def test_news_of_a_sign_in_survives_a_fault_in_between(
-    cardata: CarData, start: Start, store: Path, terminal_notifier: Notifier
-) -> None:
-    keep(store, {**cardata.sign_in(), "expires_s": 0.0, "refresh_token": "secret-dead"})
-    cardata.device_answers = [lambda h: h.reply(500, "<html>")]
-    script = start(settings=cardata.settings(), mac=True)
-    script.wait_for_readings(1)
-    assert terminal_notifier.messages() == ["BMW wants a new sign-in: the terminal shows how"]
-
-
-def test_refresh_that_only_failed_is_tried_again(
-    cardata: CarData, start: Start, store: Path
-) -> None:
-    keep(store, {**cardata.sign_in(), "expires_s": 0.0})
-    cardata.token_answers = [lambda h: h.reply(500, "<html>")]
-    script = start(settings=cardata.settings())
-    script.wait_for_readings(1)
-    assert cardata.seen("device/code") == []
-
-
-@pytest.mark.parametrize(
-    "damaged",
-    [b"", b"{", b"[]", b"\xff\xfe", b'{"client_id": 1}', b"[" * 100_000, b'"x"'],
-    ids=["empty", "cut", "list", "no-utf8", "fields-missing", "deep", "text"],
-)
-def test_damaged_store_is_put_aside_and_said(
-    cardata: CarData, start: Start, store: Path, damaged: bytes
-) -> None:
-    store.write_bytes(damaged)
-    script = start(settings=cardata.settings())
-    script.wait_for_readings(1)
-    assert script.stderr_with("put aside as .cardata.json.damaged") == 1
-    assert store.with_name(".cardata.json.damaged").read_bytes() == damaged
-
-
-def test_store_of_another_client_id_is_not_used(
-    cardata: CarData, start: Start, store: Path
-) -> None:
-    keep(store, {**cardata.sign_in(), "client_id": "another"})
-    script = start("--once", settings=cardata.settings())
-    assert script.end() == 1
-    assert cardata.requests == []
-
-
-# The container
-
-
-def test_container_that_exists_is_found(cardata: CarData, start: Start, store: Path) -> None:
-    kept = cardata.sign_in()
-    cardata.containers[:0] = [
-        {**cardata.containers[0], "containerId": "deleted", "state": "DELETED"},
-        {**cardata.containers[0], "containerId": "other", "purpose": "older"},
-        {**cardata.containers[0], "containerId": "others", "name": "evcc"},
-    ]
-    keep(store, {**kept, "container": ""})
-    assert start("--once", settings=cardata.settings()).end() == 0
-    assert [r.method for r in cardata.seen("/api/")] == ["GET", "GET"]
-    assert cardata.requests[-1].path.endswith(f"containerId={kept['container']}")
-
-
-def unknown(how: str) -> Any:
-    return (lambda h: h.reply(404)) if how == "404" else refuse(how, "x")
-
-
-@pytest.mark.parametrize("how", ["CU-105", "CU-122", "404"])
-def test_container_that_bmw_forgot_is_made_again(
-    cardata: CarData, start: Start, store: Path, how: str
-) -> None:
-    keep(store, cardata.sign_in())
-    cardata.containers.clear()
-    cardata.readings = [telematic()]
-    cardata.api_answers = [unknown(how)]
-    assert start("--once", settings=cardata.settings()).end() == 0
-    assert [r.method for r in cardata.seen("/api/")] == ["GET", "GET", "POST", "GET"]
-
-
-def test_container_that_is_refused_but_listed_is_replaced(
-    cardata: CarData, start: Start, store: Path
-) -> None:
-    keep(store, cardata.sign_in())
-    cardata.readings = [refuse("CU-105", "no"), telematic()]
-    assert start("--once", settings=cardata.settings()).end() == 0
-    assert [r.method for r in cardata.seen("/api/")] == ["GET", "GET", "POST", "GET"]
-
-
-def test_container_is_replaced_once_only(cardata: CarData, start: Start, store: Path) -> None:
-    keep(store, cardata.sign_in())
-    cardata.readings = [refuse("CU-105", "no")]
-    script = start("--once", settings=cardata.settings())
-    assert script.end() == 1
-    assert len(cardata.seen("/api/")) == 4
-
-
-# Errors and the quota
-
-
-@pytest.mark.parametrize(
-    "used_up",
-    [refuse("CU-429", "Quota", 429), refuse("CU-429", "Quota", 403), lambda h: h.reply(429)],
-)
-def test_quota_used_up_by_others_is_said(
-    cardata: CarData, start: Start, store: Path, used_up: Any
-) -> None:
-    keep(store, cardata.sign_in())
-    cardata.readings = [used_up]
-    script = start(settings=cardata.settings())
-    script.wait_for_stderr("50 requests for 24 hours are used up; next try in 60 min")
-    assert len(script.stderr) == 1
-
-
-@pytest.mark.parametrize("code", ["CU-104", "CU-120"])
-def test_car_that_is_not_ours_names_the_vin(
-    cardata: CarData, start: Start, store: Path, code: str
-) -> None:
-    keep(store, cardata.sign_in())
-    cardata.readings = [refuse(code, f"No permission for \x1b[31m{VIN}")]
-    script = start("--once", settings=cardata.settings())
-    assert script.end() == 1
-    assert script.stderr_with("check VEHICLE_IDENTIFICATION_NUMBER") == 1
-    assert script.stderr_with(f"No permission for ?[31m*** ({code})") == 1
-
-
-def test_bmws_own_words_are_in_the_line(cardata: CarData, start: Start, store: Path) -> None:
-    keep(store, cardata.sign_in())
-    cardata.readings = [refuse("CU-500", "Technical error", 500), telematic()]
-    script = start(settings=cardata.settings())
-    script.wait_for_readings(1)
-    assert script.stderr_with("CarData says: Technical error (CU-500); next try in") == 1
-
-
-def test_spent_quota_survives_a_restart_and_is_waited_for(
-    cardata: CarData, start: Start, store: Path
-) -> None:
-    now = time.time()
-    spent = [now - 23 * 3600.0, *[now - 60.0] * 47]
-    keep(store, {**cardata.sign_in(), "requests_s": spent})
-    script = start(settings=cardata.settings())
-    script.wait_for_stderr("the next reading is due at")
-    due = datetime.fromtimestamp(now + 3600)
-    assert f"{due:%Y-%m-%d %H:%M}" in script.stderr[0] or "due at" in script.stderr[0]
-    assert script.interrupt() == 130
-    assert cardata.requests == []
-    assert len(script.stderr) == 1
-
-
-def test_requests_that_never_left_cost_nothing(cardata: CarData, start: Start, store: Path) -> None:
-    keep(store, cardata.sign_in())
-    cardata.stop_listening()
-    script = start("--once", settings=cardata.settings())
-    assert script.end() == 1
-    assert script.stderr_with("no connection to 127.0.0.1") == 1
-    assert json.loads(store.read_text())["requests_s"] == []
-    cardata.listen_again()
-
-
-def test_quota_used_up_ends_once_with_status_1(cardata: CarData, start: Start, store: Path) -> None:
-    keep(store, {**cardata.sign_in(), "requests_s": [time.time() - 60.0] * 48})
-    script = start("--once", settings=cardata.settings())
-    assert script.end() == 1
-    assert cardata.requests == []
-
-
-def test_requests_of_more_than_a_day_ago_do_not_count(
-    cardata: CarData, start: Start, store: Path
-) -> None:
-    keep(store, {**cardata.sign_in(), "requests_s": [time.time() - 86500.0] * 50})
-    assert start("--once", settings=cardata.settings()).end() == 0
-    assert len(json.loads(store.read_text())["requests_s"]) == 1
+    client = Client(cardata, file, CARDATA_BASE_URL=url, LOG_INTERVAL=given)
+    assert client.door.interval_s == interval_s
+    assert len(caplog.messages) == said
+    if said:
+        assert "LOG_INTERVAL is raised to 2400000" in caplog.messages[0]
+        assert "50 requests a day" in caplog.messages[0]
 
 
 # The reading
@@ -485,305 +108,685 @@ def test_requests_of_more_than_a_day_ago_do_not_count(
 NOW = datetime(2026, 8, 18, 14, 30, tzinfo=timezone.utc)
 
 
-def reading(body: dict[str, Any] | bytes) -> Reading:
-    data = json.dumps(body).encode() if isinstance(body, dict) else body
-    return i3charge.CarData._reading(i3charge.Answer("status", "host", 200, {}, data))
+def reading(now: datetime = NOW, **entries: Any) -> Reading:
+    data = telematic(now, **entries)["telematicData"]
+    return i3charge.CarData.reading_in(data, now)
 
 
 def test_reading_has_every_field() -> None:
-    assert reading(telematic(NOW)) == Reading(
+    assert reading(header=("52", 20), status=("CHARGINGACTIVE", 30)) == Reading(
         charge=62.0,
         status="charging",
         range=101.0,
         range_unit="km",
-        minutes_to_full=140.0,
-        reported=NOW,
-        minutes_from=NOW,
+        full_at=NOW + timedelta(minutes=140),
+        reported=NOW - timedelta(minutes=20),
+        predicted=True,
     )
 
 
-@pytest.mark.parametrize(
-    ("entries", "charge", "age"),
-    [
-        ({"header": ("52", 60), "predicted": ("62", 0)}, 62, 0),
-        ({"header": ("52", 10), "predicted": ("62", 10)}, 62, 10),
-        ({"header": ("52", 0), "predicted": ("62", 60)}, 52, 0),
-        ({"header": ("52", 60), "predicted": ("62", 0), "hv_status": "NOT_CHARGING"}, 52, 60),
-        ({"header": None, "predicted": ("62", 5)}, 62, 5),
-        ({"header": None, "displayed": ("61", 9), "predicted": None}, 61, 9),
-        ({"header": ("nonsense", 0), "displayed": ("61", 9), "predicted": None}, 61, 9),
-        ({"header": ("52", 60), "predicted": ("101", 0)}, 52, 60),
-        ({"header": ("52", 60), "predicted": (None, 0)}, 52, 60),
-    ],
-    ids=[
-        "predicted-while-charging",
-        "as-old-as-the-header",
-        "prediction-older",
-        "not-charging",
-        "no-header",
-        "displayed",
-        "header-nonsense",
-        "prediction-nonsense",
-        "prediction-null",
-    ],
-)
-def test_charge_is_the_best_that_there_is(
-    entries: dict[str, Any], charge: float, age: float
-) -> None:
-    found = reading(telematic(NOW, **entries))
-    assert found.charge == charge
-    assert found.reported == NOW - timedelta(minutes=age)
+PAUSED: dict[str, Any] = {"hv_status": "INVALID", "status": "CHARGINGPAUSED"}
+ENDED: dict[str, Any] = {"hv_status": "NOT_CHARGING", "status": "CHARGINGENDED"}
 
 
 @pytest.mark.parametrize(
-    ("hv_status", "plug", "status"),
+    ("entries", "charge", "predicted"),
     [
-        ("CHARGING", "CONNECTED", "charging"),
-        ("FINISHED_FULLY_CHARGED", "CONNECTED", "full"),
-        ("WAITING_FOR_CHARGING", "CONNECTED", "waiting"),
-        ("ERROR", "CONNECTED", "error"),
-        ("NOT_CHARGING", "CONNECTED", "plugged in"),
-        ("INVALID", "CONNECTED", "plugged in"),
-        ("INVALID", "DISCONNECTED", "unplugged"),
-        ("BRAND_NEW", None, "unknown"),
-        (None, None, "unknown"),
+        ({}, 62, True),
+        ({"header": ("52", 0)}, 62, True),
+        (PAUSED, 62, True),
+        (ENDED, 52, False),
+        ({**ENDED, "header": None, "displayed": "61"}, 61, False),
+        ({**ENDED, "header": "nonsense", "displayed": "61"}, 61, False),
+        ({**ENDED, "header": None}, 62, True),
+        ({"predicted": None}, 52, False),
+        ({"predicted": "101"}, 52, False),
+        ({"predicted": (None, 0)}, 52, False),
+        ({"predicted": "-NA-", "header": None, "displayed": "61"}, 61, False),
+        ({"hv_status": "FINISHED_FULLY_CHARGED", "header": "100"}, 100, False),
+        ({"plug": ("DISCONNECTED", 0)}, 52, False),
     ],
 )
-def test_words_mean_what_they_mean_at_the_other_door(
-    hv_status: str | None, plug: str | None, status: str
+def test_charge_is_bmws_prediction_while_the_car_charges_or_pauses(
+    entries: dict[str, Any], charge: float, predicted: bool
 ) -> None:
-    assert reading(telematic(NOW, hv_status=hv_status, plug=plug)).status == status
+    found = reading(**entries)
+    assert (found.charge, found.predicted) == (charge, predicted)
 
 
-def test_minutes_count_from_when_bmw_said_them() -> None:
-    found = reading(telematic(NOW, predicted=("62", 30), header=None, minutes=("60", 10)))
-    assert found.seconds_to_full(NOW) == 50 * 60
-    assert json.loads(i3charge.json_line(found, NOW))["minutes_to_full"] == 60
+def test_predicted_charge_is_marked() -> None:
+    found = reading()
+    assert "  ~62%  charging" in i3charge.plain_line(found, NOW)
+    assert "  ~62%  " in i3charge.terminal_line(found, NOW, "")
+    assert json.loads(i3charge.json_line(found, NOW))["predicted"] is True
+    sent = reading(**ENDED)
+    assert "  52%  plugged in" in i3charge.plain_line(sent, NOW)
+    assert json.loads(i3charge.json_line(sent, NOW))["predicted"] is False
 
 
-@pytest.mark.parametrize("said", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
-def test_absurd_time_stamps_are_survived(said: str) -> None:
-    data = telematic(NOW)
-    for entry in data["telematicData"].values():
+def test_predicted_charge_alone_is_not_full() -> None:
+    assert reading(predicted="100", **PAUSED).status == "waiting"
+    never_sent: dict[str, Any] = {"header": None, "hv_status": "INVALID", "status": "NOCHARGING"}
+    assert reading(predicted="100", **never_sent).status == "plugged in"
+
+
+@pytest.mark.parametrize(
+    ("entries", "age"),
+    [
+        ({"header": ("52", 90), "status": ("CHARGINGACTIVE", 70), "plug": ("CONNECTED", 80)}, 70),
+        ({"header": ("52", 65), "status": ("CHARGINGACTIVE", 70), "plug": ("CONNECTED", 80)}, 65),
+        ({"header": ("52", 90), "status": ("CHARGINGACTIVE", 70), "plug": ("CONNECTED", 9)}, 9),
+        ({"header": None, "displayed": ("5", 7), "status": None, "plug": None}, 7),
+        ({"plug": ("INVALID", 0), "plug2": ("CONNECTED", 9)}, 9),
+        ({"header": ("52", None), "status": None, "plug": None}, None),
+        ({"header": None, "status": None, "plug": None}, None),
+    ],
+    ids=["status", "charge", "plug", "displayed", "second-plug", "no-stamp", "nothing-of-the-car"],
+)
+def test_report_is_as_new_as_the_newest_that_the_car_sent(
+    entries: dict[str, Any], age: float | None
+) -> None:
+    # charging.level and hvStatus, which are BMW's own, are always of now.
+    expected = None if age is None else NOW - timedelta(minutes=age)
+    assert reading(**entries).reported == expected
+
+
+@pytest.mark.parametrize(
+    ("plug", "status"),
+    [
+        ({"plug": ("DISCONNECTED", 50)}, "unplugged"),
+        ({"plug": ("DISCONNECTED", 60)}, "unplugged"),
+        ({"plug": ("DISCONNECTED", 61)}, "charging"),
+        ({"plug": ("DISCONNECTED", None)}, "charging"),
+        ({"plug": ("-NA-", 0), "plug2": ("DISCONNECTED", 0)}, "unplugged"),
+        ({"plug": ("CONNECTED", 0)}, "charging"),
+    ],
+)
+def test_plug_that_is_out_since_wins_over_a_charge_that_sticks(
+    plug: dict[str, Any], status: str
+) -> None:
+    found = reading(status=("CHARGINGACTIVE", 60), **plug)
+    assert found.status == status
+    assert (found.full_at is None) == (status != "charging")
+
+
+@pytest.mark.parametrize(
+    ("entries", "status"),
+    [
+        ({"hv_status": "CHARGING"}, "charging"),
+        ({"hv_status": "FINISHED_FULLY_CHARGED"}, "full"),
+        ({"hv_status": "WAITING_FOR_CHARGING"}, "waiting"),
+        ({"hv_status": "ERROR"}, "error"),
+        ({"hv_status": "NOT_CHARGING"}, "plugged in"),
+        ({"hv_status": "INVALID", "status": None}, "plugged in"),
+        ({"hv_status": "INVALID", "plug": "DISCONNECTED"}, "unplugged"),
+        ({"hv_status": "BRAND_NEW", "status": None, "plug": None}, "unknown"),
+        ({"hv_status": None, "status": None, "plug": None}, "unknown"),
+        *(
+            ({"hv_status": "INVALID", "status": word}, status)
+            for word, status in {
+                "CHARGINGACTIVE": "charging",
+                "INITIALIZATION": "waiting",
+                "CHARGINGPAUSED": "waiting",
+                "CHARGINGINTERRUPTED": "waiting",
+                "CHARGINGDISRUPTED": "waiting",
+                "CHARGINGERROR": "error",
+                "CHARGINGENDED": "plugged in",
+                "NOCHARGING": "plugged in",
+                "UNKNOWN": "plugged in",
+            }.items()
+        ),
+    ],
+)
+def test_every_word_of_bmws_is_understood(entries: dict[str, Any], status: str) -> None:
+    assert reading(**entries).status == status
+
+
+@pytest.mark.parametrize(
+    ("minutes", "remaining", "left"),
+    [
+        (("60", 0), None, 60),
+        (("60", 10), None, 50),
+        (None, ("60", 10), 50),
+        (("60", 10), ("90", 5), 85),
+        (("60", 5), ("90", 10), 55),
+        (("60", 30), None, 30),
+        (("60", 31), None, None),
+        (("60", 31), ("90", 31), None),
+        (("60", 31), ("90", 10), 80),
+        (None, ("200", 0), None),
+        (("300", 10), ("200", 0), 290),
+        (("200", 10), None, 190),
+        (("INVALID", 0), ("199", 0), 199),
+        (("INVALID", 0), None, None),
+        (("60", -10), None, 60),
+        (None, None, None),
+    ],
+)
+def test_minutes_are_the_newer_ones_of_this_charge(
+    minutes: Any, remaining: Any, left: float | None
+) -> None:
+    status = ("CHARGINGACTIVE", 30)
+    found = reading(minutes=minutes, remaining=remaining, status=status, header=("52", 30))
+    assert found.minutes_to_full(NOW) == left
+
+
+@pytest.mark.parametrize("entries", [PAUSED, ENDED])
+def test_minutes_count_only_while_charging(entries: dict[str, Any]) -> None:
+    assert reading(**entries).full_at is None
+
+
+@pytest.mark.parametrize(
+    ("unit", "shown"),
+    [("km", "km"), ("mi", "mi"), ("miles", "mi"), ("MILES", "mi"), (None, "km"), ("furlong", None)],
+)
+def test_range_is_in_the_unit_that_bmw_names(unit: str | None, shown: str | None) -> None:
+    found = reading(range=("101", 0, unit))
+    assert (found.range, found.range_unit) == (101 if shown else None, shown)
+
+
+@pytest.mark.parametrize("value", [None, "", "-NA-", "INVALID", "9999"])
+def test_range_that_is_none_is_left_out(value: str | None) -> None:
+    assert reading(range=(value, 0, "km")).range is None
+
+
+def test_range_is_the_electric_one_alone() -> None:
+    combustion = "vehicle.drivetrain.lastRemainingRange"
+    data = telematic(NOW, range=None)["telematicData"]
+    data[combustion] = {"value": "90", "unit": "km", "timestamp": NOW.isoformat()}
+    assert i3charge.CarData.reading_in(data, NOW).range is None
+    for descriptors in i3charge.CarData.CONTAINERS.values():
+        assert combustion not in descriptors
+        assert RANGE in descriptors
+
+
+@pytest.mark.parametrize("said", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "", None, 5])
+def test_absurd_time_stamps_are_survived(said: Any) -> None:
+    data = telematic(NOW)["telematicData"]
+    for entry in data.values():
         entry["timestamp"] = said
-    i3charge.plain_line(reading(data), NOW)
+    found = i3charge.CarData.reading_in(data, NOW)
+    assert "  ~62%  charging" in i3charge.plain_line(found, NOW)
 
 
-def test_report_is_in_utc_whatever_the_offset() -> None:
-    data = telematic(NOW, header=None)
-    for entry in data["telematicData"].values():
+def test_stamps_may_have_an_offset() -> None:
+    data = telematic(NOW)["telematicData"]
+    for entry in data.values():
         entry["timestamp"] = "2026-08-18T16:30:00+02:00"
-    assert json.loads(i3charge.json_line(reading(data), NOW))["reported"] == NOW.isoformat()
-
-
-def test_second_names_are_used_where_the_first_are_missing() -> None:
-    data = telematic(NOW, range=None, minutes=None, plug=None, hv_status=None)["telematicData"]
-    entry = {"timestamp": NOW.isoformat(), "unit": None}
-    engine = "vehicle.drivetrain.electricEngine."
-    data[engine + "charging.status"] = {**entry, "value": "CHARGINGACTIVE"}
-    data[engine + "charging.timeRemaining"] = {**entry, "value": "30"}
-    data["vehicle.drivetrain.lastRemainingRange"] = {**entry, "value": "90"}
-    data["vehicle.body.chargingPort.combinedStatus"] = {**entry, "value": "CONNECTED"}
-    found = reading({"telematicData": data})
-    assert (found.status, found.minutes_to_full, found.range) == ("charging", 30, 90)
+    assert i3charge.CarData.reading_in(data, NOW).reported == NOW
 
 
 @pytest.mark.parametrize(
     "data",
     [None, [], {}, {HEADER: None}, {HEADER: "52"}, {HEADER: {"value": None}}, {DISPLAYED: []}],
 )
-def test_answer_without_a_charge_is_an_error(data: Any) -> None:
-    with pytest.raises(i3charge.TryAgain):
-        reading({"telematicData": data})
+def test_answer_without_a_charge_is_said(cardata: CarData, file: Path, data: Any) -> None:
+    cardata.keep(file)
+    cardata.readings = [{"telematicData": data}]
+    assert "no charge" in str(Client(cardata, file).refused())
 
 
-# Everything after the reading is the code that is there
+# The containers
 
 
-def test_whole_charge_is_logged_and_told(
-    cardata: CarData,
-    start: Start,
-    store: Path,
-    terminal_notifier: Notifier,
-    webhook: Recorder,
-) -> None:
-    keep(store, cardata.sign_in())
-    cardata.quota = 1000
-    charges = [*range(52, 100, 2)]
-    cardata.readings = [
-        *(telematic(predicted=str(charge), minutes=None) for charge in charges),
-        full(),
+def test_container_is_made_for_what_the_reading_needs(cardata: CarData, file: Path) -> None:
+    cardata.keep(file, container="")
+    cardata.containers = [{**cardata.containers[0], "purpose": "descriptors 1"}]
+    Client(cardata, file).poll()
+    assert methods(cardata) == "LMR"
+    asked = json.loads(cardata.seen("containers")[1].body)
+    assert set(asked["technicalDescriptors"]) == cardata.accepted_descriptors
+    assert asked["name"] == "i3charge"
+    assert asked["purpose"] == "descriptors 2"  # the set is not that of the last version
+    assert Client(cardata, file).poll().charge == 62
+    assert methods(cardata) == "LMRR"
+
+
+def test_container_that_exists_is_found(cardata: CarData, file: Path) -> None:
+    container = cardata.keep(file, container="")
+    ours = cardata.containers[0]
+    container = ours["containerId"]
+    cardata.containers = [
+        {**ours, "containerId": "deleted", "state": "DELETED"},
+        {**ours, "containerId": "older", "purpose": "descriptors 1"},
+        {**ours, "containerId": "others", "name": "evcc"},
+        ours,
     ]
-    settings = {**cardata.settings(), "WEBHOOK_URL": webhook.url}
-    script = start(settings=settings, mac=True)
-    webhook.wait_for(lambda: webhook.accepted, "the webhook")
-    done = "Fully charged. The charging station can be freed."
-    assert webhook.messages() == [done]
-    steps = [f"{charge}% charged" for charge in (58, 64, 70, 76, 82, 88, 94)]
-    terminal_notifier.wait_for_calls(8)
-    assert terminal_notifier.messages() == [*steps, done]
-    assert script.stderr == []
+    Client(cardata, file).poll()
+    assert methods(cardata) == "LR"
+    assert cardata.requests[-1].path.endswith(f"containerId={container}")
 
 
-# A day on a clock that is not the wall's
+@pytest.mark.parametrize("refusal", [(400, "CU-402"), (403, "CU-403")])
+def test_refused_container_is_made_without_the_prediction(
+    cardata: CarData, file: Path, refusal: tuple[int, str]
+) -> None:
+    cardata.keep(file, container="")
+    cardata.containers.clear()
+    cardata.accepted_descriptors -= {PREDICTED}
+    cardata.api_answers = [says(200, {"containers": []}), refuse(refusal[1], refusal[0])]
+    assert Client(cardata, file).poll().charge == 52
+    assert methods(cardata) == "LMMR"
+    bodies = [json.loads(r.body) for r in cardata.seen("containers") if r.body]
+    whole, lean = (set(body["technicalDescriptors"]) for body in bodies)
+    assert whole - lean == {PREDICTED}
+    assert bodies[0]["purpose"] != bodies[1]["purpose"]
+    cardata.keep(file, container="")
+    cardata.containers.pop()
+    Client(cardata, file).poll()
+    assert methods(cardata) == "LMMRLR"  # it is known again
 
 
-class FakeTime:
-    """In the place of the module `time`: sleeping moves it."""
+@pytest.mark.parametrize(
+    ("refusal", "asked", "advice"),
+    [
+        ((400, "CU-402"), "LMM", "newer i3charge"),
+        ((403, "CU-403"), "LMM", "newer i3charge"),
+        ((403, "CU-124"), "LM", "delete one in the portal"),
+    ],
+)
+def test_container_that_is_refused_is_tried_again_in_6_hours(
+    cardata: CarData, file: Path, refusal: tuple[int, str], asked: str, advice: str
+) -> None:
+    cardata.keep(file, container="")
+    cardata.containers.clear()
+    cardata.container_refusal = refusal
+    problem = Client(cardata, file).refused()
+    assert refusal[1] in str(problem)
+    assert advice in str(problem)
+    assert problem.wait_s == 6 * HOUR_S
+    assert methods(cardata) == asked
+    # Runs from cron keep to it; a start by hand tries at once.
+    again = Client(cardata, file, attended=False).refused()
+    assert again.wait_s == pytest.approx(6 * HOUR_S, abs=60)
+    assert methods(cardata) == asked
+    cardata.container_refusal = None
+    Client(cardata, file).poll()
 
-    def __init__(self) -> None:
-        self.now_s = 1_800_000_000.0
 
-    def time(self) -> float:
-        return self.now_s
+@pytest.mark.parametrize("lean", [False, True])
+def test_older_container_is_used_where_there_are_too_many(
+    cardata: CarData, file: Path, lean: bool
+) -> None:
+    cardata.keep(file, container="")
+    ours = cardata.containers[0]
+    cardata.containers = [
+        {**ours, "containerId": "deleted", "state": "DELETED"},
+        {**ours, "containerId": "others", "name": "evcc"},
+        {**ours, "containerId": "older", "purpose": "descriptors 1"},
+    ]
+    cardata.most_containers = 3
+    cardata.accepted_descriptors -= {PREDICTED} if lean else set()
+    Client(cardata, file).poll()
+    assert methods(cardata) == ("LMMR" if lean else "LMR")
+    assert cardata.requests[-1].path.endswith("containerId=older")
 
-    monotonic = time
 
-    def sleep(self, seconds: float) -> None:
-        self.now_s += seconds
+@pytest.mark.parametrize("lost", [(403, "CU-105"), (403, "CU-122"), (404, None), (400, None)])
+@pytest.mark.parametrize("listed", [False, True])
+def test_container_that_bmw_has_lost_is_made_again(
+    cardata: CarData, file: Path, lost: tuple[int, str | None], listed: bool
+) -> None:
+    cardata.keep(file)
+    cardata.api_answers = [cardata.refusal(lost, "No")]
+    if not listed:
+        cardata.containers.clear()
+    client = Client(cardata, file)
+    client.poll()
+    assert methods(cardata) == "RLMR"
+    cardata.api_answers = [cardata.refusal(lost, "No")]
+    client.poll()  # after a reading it may be replaced again
+    assert cardata.served == 2
+
+
+def test_other_refusal_leaves_the_container(cardata: CarData, file: Path) -> None:
+    cardata.keep(file)
+    cardata.api_answers = [refuse("CU-500", 400)]
+    assert "CU-500" in str(Client(cardata, file).refused())
+    assert methods(cardata) == "R"
+
+
+def test_lasting_refusal_costs_one_request_a_try_and_no_containers_in_turn(
+    cardata: CarData, file: Path, clock: Clock
+) -> None:
+    cardata.keep(file)
+    cardata.readings = [refuse("CU-105")]
+    problem = Client(cardata, file).refused()
+    assert "CU-105" in str(problem)
+    assert problem.wait_s == pytest.approx(6 * HOUR_S)
+    assert methods(cardata) == "RLMR"
+    clock.sleep(HOUR_S)
+    problem = Client(cardata, file).refused()  # of another start, as --once
+    assert problem.wait_s == pytest.approx(5 * HOUR_S)
+    assert methods(cardata) == "RLMRR"
+    for _ in range(4):
+        clock.sleep((problem.wait_s or 0) + 1)
+        problem = Client(cardata, file).refused()
+    assert methods(cardata) == "RLMRR" + "RLR" * 4
+    assert len(cardata.containers) == 2
+
+
+def test_lasting_refusal_is_said_with_its_6_hours(
+    cardata: CarData, start: Start, file: Path
+) -> None:
+    cardata.keep(file)
+    cardata.readings = [refuse("CU-105", message=f"No permission for \x1b[31m{VIN}")]
+    script = start(settings=cardata.settings())
+    script.wait_for_stderr("No permission for ?[31m*** (CU-105); next try in 6 h")
+
+
+# The quota
+
+
+@pytest.fixture
+def spending(cardata: CarData, file: Path, clock: Clock) -> Any:
+    """A door of which these many requests were made so long ago, in seconds."""
+
+    def spending(*ages_s: float) -> Client:
+        cardata.keep(file, requests_s=[clock.now_s - age_s for age_s in ages_s])
+        return Client(cardata, file)
+
+    return spending
+
+
+def test_requests_of_24_hours_are_waited_for(
+    cardata: CarData, file: Path, clock: Clock, spending: Any
+) -> None:
+    client = spending(23 * HOUR_S, *[60] * 46)
+    client.poll()
+    problem = client.refused()
+    assert problem.wait_s == pytest.approx(HOUR_S)
+    assert "24 hours" in str(problem)
+    clock.sleep(HOUR_S - 10)
+    assert Client(cardata, file).refused().wait_s == pytest.approx(10)
+    assert cardata.spent == 1
+    clock.sleep(11)
+    client.poll()
+    client.refused()
+    assert cardata.spent == 2
+
+
+@pytest.mark.parametrize("age_s", [86_401, -90_000], ids=["older", "before-the-clock-was-set-back"])
+def test_requests_of_another_day_do_not_count(
+    cardata: CarData, file: Path, spending: Any, age_s: float
+) -> None:
+    spending(*[age_s] * 60).poll()
+    assert len(cardata.kept(file)["requests_s"]) == 1
+
+
+def test_every_request_is_counted_that_bmw_counts(
+    cardata: CarData, file: Path, clock: Clock
+) -> None:
+    cardata.keep(file)
+    client = Client(cardata, file)
+    cardata.readings = [
+        says(500),
+        refuse("CU-104"),
+        cardata.expire_token,
+        refuse("CU-105"),
+        telematic(),
+    ]
+    client.refused()
+    client.refused()
+    client.poll()
+    assert methods(cardata) == "RRRRLMR"
+    assert len(cardata.kept(file)["requests_s"]) == cardata.spent == 7
+
+
+def test_request_that_bmw_leaves_open_is_counted(
+    cardata: CarData, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(i3charge.Http, "REQUEST_LIMIT_S", 0.3)
+    cardata.keep(file)
+
+    def hang(_: Any) -> None:
+        cardata.closing.wait(30)
+
+    cardata.readings = [hang]
+    assert not Client(cardata, file).refused().unsent
+    assert len(cardata.kept(file)["requests_s"]) == 1
+
+
+def test_request_that_does_not_get_through_costs_nothing(cardata: CarData, file: Path) -> None:
+    cardata.keep(file)
+    cardata.stop_listening()
+    assert Client(cardata, file).refused().unsent
+    assert cardata.kept(file)["requests_s"] == []
+    cardata.listen_again()
+
+
+def test_new_sign_in_is_on_disk_even_if_no_request_follows(
+    cardata: CarData, file: Path, clock: Clock
+) -> None:
+    cardata.keep(file, expires_s=0.0, requests_s=[clock.now_s] * 48)
+    Client(cardata, file).refused()
+    assert cardata.kept(file)["refresh_token"] == cardata.refresh_token == "secret-refresh-2"
+
+
+@pytest.mark.parametrize(
+    ("utc_time", "wait_s"), [("12:00", 3600), ("22:59", 3600), ("23:30", 1860), ("23:59", 120)]
+)
+def test_quota_used_up_waits_an_hour_or_for_the_reset(
+    cardata: CarData, file: Path, clock: Clock, utc_time: str, wait_s: float
+) -> None:
+    hour, minute = map(int, utc_time.split(":"))
+    clock.now_s = NOW.replace(hour=hour, minute=minute).timestamp()
+    cardata.keep(file)
+    cardata.quota = 0
+    assert Client(cardata, file).refused().wait_s == wait_s
+
+
+@pytest.mark.parametrize("answered", range(3), ids=["list", "container", "reading"])
+@pytest.mark.parametrize("status", [403, 429])
+def test_quota_used_up_is_said_whatever_was_asked(
+    cardata: CarData, file: Path, answered: int, status: int
+) -> None:
+    cardata.keep(file, container="")
+    cardata.containers.clear()
+    cardata.quota, cardata.quota_status = answered, status
+    problem = Client(cardata, file).refused()
+    assert "50 requests a day are used up" in str(problem)
+    assert 60 <= (problem.wait_s or 0) <= 3600
+    assert len(cardata.kept(file)["requests_s"]) == answered + 1
+
+
+def test_too_many_requests_without_a_code_are_the_quota_too(cardata: CarData, file: Path) -> None:
+    cardata.keep(file)
+    cardata.readings = [says(429)]
+    assert "used up" in str(Client(cardata, file).refused())
+
+
+@pytest.mark.parametrize("code", ["CU-104", "CU-120"])
+def test_car_that_is_not_ours_names_the_vin(cardata: CarData, file: Path, code: str) -> None:
+    cardata.keep(file)
+    cardata.readings = [refuse(code, message=f"No permission for {VIN}")]
+    problem = Client(cardata, file).refused()
+    assert "check VEHICLE_IDENTIFICATION_NUMBER" in str(problem)
+    assert VIN not in str(problem)
+
+
+# The pace
+
+CHARGING = Reading(60, "charging", full_at=NOW + timedelta(hours=4))
+
+
+@pytest.mark.parametrize(
+    ("charge", "full_in_min", "goals", "next_min"),
+    [
+        (60, 160, [65, 0], 20),  # 4 minutes a percent
+        (60, 160, [65, 63], 12),
+        (60, 160, [80, 0], 40),
+        (60, 40, [65, 0], 10),  # due in 5
+        (60, 40, [99, 0], 30),  # ten minutes before full
+        (98, 25, [103, 0], 15),
+        (98, 10, [103, 0], 12),  # two minutes after full
+        (98, 9, [103, 0], 11),
+        (98, 3, [103, 0], 10),
+        (98, 0, [103, 0], 10),
+        (98, -5, [103, 0], 10),
+        (98, 45, [103, 0], 35),
+        (60, None, [65, 0], 40),
+    ],
+)
+def test_poll_is_brought_forward_to_when_news_is_expected(
+    charge: float, full_in_min: float | None, goals: list[float], next_min: float
+) -> None:
+    full_at = None if full_in_min is None else NOW + timedelta(minutes=full_in_min)
+    found = Reading(charge, "charging", full_at=full_at)
+    assert i3charge.next_poll_s(found, NOW, goals, 2400) == pytest.approx(next_min * 60)
+
+
+@pytest.mark.parametrize("interval_s", [60, 300, 599])
+def test_shorter_interval_is_never_exceeded(interval_s: float) -> None:
+    assert i3charge.next_poll_s(CHARGING, NOW, [60.1], interval_s) == interval_s
+
+
+def test_pace_is_the_same_at_both_doors() -> None:
+    at_portal = car("60.0", chargingTimeRemaining="160", updateTime="18.08.2026 14:30:00 UTC")
+    found = [
+        i3charge.Portal.reading_in(at_portal["attributesMap"], NOW),
+        reading(predicted="60", minutes="160"),
+    ]
+    assert [i3charge.Pace(2400).next_s(r, NOW, [65]) for r in found] == [1200, 1200]
+
+
+def paces(readings: list[tuple[float, str]]) -> list[float]:
+    """The minutes to the next poll after each of these, each of them full in four hours."""
+    pace = i3charge.Pace(2400)
+    full_at = NOW + timedelta(minutes=160)
+    return [
+        pace.next_s(Reading(charge, status, full_at=full_at), NOW, [65]) / 60  # type: ignore[arg-type]
+        for charge, status in readings
+    ]
+
+
+def test_two_polls_in_vain_are_followed_by_a_regular_one() -> None:
+    assert paces([(60, "charging")] * 8) == [20, 20] + [40] * 6
+
+
+def test_poll_that_brought_something_was_not_in_vain() -> None:
+    assert paces([(60, "charging"), (60, "charging"), (60, "waiting"), (60, "waiting")]) == [20] * 4
+    assert 40 not in paces([(60, "charging"), (60, "charging"), (61, "charging")])
 
 
 class Restart(Exception):
     pass
 
 
-class Day:
-    """A car that charges twice in a day, and a CarData that counts what it is asked."""
+class Days:
+    """A car that charges twice a day, at a CarData that counts what it is asked."""
 
-    def __init__(self, clock: FakeTime) -> None:
-        self.clock = clock
-        self.begin_s = clock.now_s
+    def __init__(self, clock: Clock, charge_hours: float) -> None:
+        self.clock, self.charge_hours = clock, charge_hours
+        self.began_s = clock.now_s = 1_800_000_000.0
         self.requests_s: list[float] = []
-        self.restarts_s = [self.begin_s + hours * 3600 for hours in (5, 11, 30)]
 
     def send(self, what: str, method: str, url: str, **options: Any) -> i3charge.Answer:
-        self.clock.now_s += 1
+        self.clock.sleep(1)
         if "oauth" in url:
-            tokens = {"access_token": "a", "refresh_token": "r", "expires_in": 3599}
-            return i3charge.Answer(what, "host", 200, {}, json.dumps(tokens).encode())
+            body = {"access_token": "a", "refresh_token": "r", "expires_in": 3599}
+            return i3charge.Answer(what, "host", 200, {}, json.dumps(body).encode())
         self.requests_s.append(self.clock.now_s)
-        if method == "GET" and url.endswith("containers"):
-            body: dict[str, Any] = {"containers": []}
-        elif method == "POST":
-            body = {"containerId": "S000000000000"}
-        else:
-            body = self.telematic()
+        body = {"containerId": "S0"} if method == "POST" else {}
+        body = self.status() if "telematicData" in url else body
         return i3charge.Answer(what, "host", 200, {}, json.dumps(body).encode())
 
-    def telematic(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         now = datetime.fromtimestamp(self.clock.now_s, timezone.utc)
-        into = (self.clock.now_s - self.begin_s) % 43200 / 3600  # a charge at every 12 hours
-        if into < 4:
-            minutes = str(int((4 - into) * 60))
-            charge = str(int(20 + 20 * into))
-            return telematic(now, predicted=charge, minutes=minutes, header=("20", into * 60))
-        return telematic(now, header="100", hv_status="FINISHED_FULLY_CHARGED", minutes=None)
+        hours = (self.clock.now_s - self.began_s) / HOUR_S % 12
+        left = self.charge_hours - hours
+        if left < 0:
+            return telematic(now, header="100", hv_status="FINISHED_FULLY_CHARGED")
+        charge = str(int(100 - 80 * left / self.charge_hours))
+        began = ("CHARGINGACTIVE", hours * 60)
+        minutes = str(int(left * 60) + 1)
+        return telematic(now, predicted=charge, minutes=minutes, header="20", status=began)
+
+    def run(self, file: Path, show: Any) -> None:
+        settings = i3charge.Settings(
+            {"CARDATA_CLIENT_ID": CLIENT_ID, "VEHICLE_IDENTIFICATION_NUMBER": VIN}
+        )
+        store = i3charge.Store(file)
+        door = i3charge.CarData(settings, self, store, attended=True)  # type: ignore[arg-type]
+        phone = i3charge.Phone(settings, self, "i3")  # type: ignore[arg-type]
+        settings.check(hint="")
+        watch = i3charge.ChargeWatch()
+        store.keep("car", watch)
+        desktop: Any = SimpleNamespace(show=show)
+        i3charge.run(door, store, watch, i3charge.ChargeLog(as_json=False), desktop, phone)
 
 
-def test_day_with_two_charges_and_three_restarts_stays_within_the_quota(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def keep_sign_in(file: Path) -> None:
+    file.write_text(json.dumps({f"CarData {CLIENT_ID}": {"refresh_token": "r"}}))
+
+
+@pytest.mark.parametrize("charge_hours", [2, 4, 11])
+def test_days_with_two_charges_and_restarts_stay_within_the_quota(
+    file: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, charge_hours: float
 ) -> None:
-    clock = FakeTime()
-    day = Day(clock)
-    monkeypatch.setattr(i3charge, "time", clock)
-    variables = {
-        "CARDATA_CLIENT_ID": CLIENT_ID,
-        "VEHICLE_IDENTIFICATION_NUMBER": VIN,
-        "LOG_INTERVAL": "600000",
-    }
-    now = {"client_id": CLIENT_ID, "access_token": "", "expires_s": 0.0, "refresh_token": "r"}
-    keep(tmp_path / ".cardata.json", {**now, "container": "", "requests_s": []})
-    end_s = day.begin_s + 48 * 3600
-    shown: list[str] = []
+    days = Days(clock, charge_hours)
+    keep_sign_in(file)
+    restarts_s = [days.began_s + hours * HOUR_S for hours in (5, 11, 30, 48)]
+    move = clock.sleep
 
     def sleep(seconds: float) -> None:
-        clock.now_s += seconds
-        if clock.now_s > end_s:
-            raise KeyboardInterrupt
-        if day.restarts_s and clock.now_s > day.restarts_s[0]:
-            day.restarts_s.pop(0)
+        move(seconds)
+        if clock.now_s > restarts_s[0] and seconds > 1:
             raise Restart
 
-    monkeypatch.setattr(clock, "sleep", sleep, raising=False)
-    desktop = type("", (), {"show": lambda self, message, *, sound: shown.append(message)})()
-    while clock.now_s < end_s:
-        settings = i3charge.Settings(variables, tmp_path)
-        door = i3charge.CarData(settings, day)  # type: ignore[arg-type]
-        try:
-            i3charge.run(door, i3charge.ChargeLog(as_json=False), desktop, [])
-        except (Restart, KeyboardInterrupt):
-            pass
-    assert len(day.requests_s) > 90  # it did spend what it has
-    for first in day.requests_s:
-        assert sum(first <= second < first + 86400 for second in day.requests_s) <= 50
+    monkeypatch.setattr(clock, "sleep", sleep)
+    while restarts_s:
+        with pytest.raises(Restart):
+            days.run(file, lambda *_, **__: None)
+        restarts_s.pop(0)
+    assert len(days.requests_s) > 72  # the regular ones alone
+    for first in days.requests_s:
+        assert sum(first <= second < first + 86_400 for second in days.requests_s) <= 48
 
 
-def test_full_battery_is_heard_of_within_minutes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = FakeTime()
-    day = Day(clock)
-    monkeypatch.setattr(i3charge, "time", clock)
-    variables = {"CARDATA_CLIENT_ID": CLIENT_ID, "VEHICLE_IDENTIFICATION_NUMBER": VIN}
-    kept = {"client_id": CLIENT_ID, "access_token": "", "expires_s": 0.0, "refresh_token": "r"}
-    keep(tmp_path / ".cardata.json", {**kept, "container": "c", "requests_s": []})
-    clock.now_s += 17 * 60  # so that the ticks do not fall on the charge's end
-    told_s: list[float] = []
+def test_full_battery_is_heard_of_within_minutes(file: Path, clock: Clock) -> None:
+    days = Days(clock, 4)
+    keep_sign_in(file)
+    clock.now_s += 17 * 60  # so that no regular poll is at the charge's end
+    told_min: dict[str, float] = {}
 
-    def show(self: object, message: str, *, sound: bool) -> None:
+    def show(message: str, **_: Any) -> None:
+        minutes = (clock.now_s - days.began_s) / 60 - 4 * 60
+        told_min.setdefault(" ".join(message.split()[:2]), minutes)
         if message.startswith("Fully"):
-            told_s.append(clock.now_s)
-            raise KeyboardInterrupt
+            raise Restart
 
-    desktop = type("", (), {"show": show})()
-    door = i3charge.CarData(i3charge.Settings(variables, tmp_path), day)  # type: ignore[arg-type]
-    with pytest.raises(KeyboardInterrupt):
-        i3charge.run(door, i3charge.ChargeLog(as_json=False), desktop, [])
-    assert told_s[0] - day.begin_s - 4 * 3600 < 10 * 60
-    gaps = [b - a for a, b in zip(day.requests_s, day.requests_s[1:])]
-    assert min(gaps) >= 600
+    with pytest.raises(Restart):
+        days.run(file, show)
+    assert 0 < told_min["Fully charged."] < 10
+    assert -11 < told_min["Full in"] < 0
+    gaps_s = [later - earlier for earlier, later in zip(days.requests_s, days.requests_s[1:])]
+    assert min(gaps_s[2:]) > 595  # a request takes a second; the first two found the container
 
 
-@pytest.mark.parametrize(
-    ("full_in_s", "gap_s", "next_s"),
-    [
-        (None, 600, 1800),
-        (5000, 600, 1800),
-        (900, 600, 1000),
-        (60, 600, 700),
-        (60, 0, 160),
-        (0, 600, 700),
-        (-60, 600, 700),
-        (-600, 600, 1800),
-        (0, 0, 1800),
-    ],
-)
-def test_poll_is_brought_forward_to_the_end_of_the_charge(
-    full_in_s: float | None, gap_s: float, next_s: float
+# Everything together
+
+
+def test_whole_charge_is_logged_and_told(
+    cardata: CarData, start: Start, file: Path, terminal_notifier: Notifier, webhook: Recorder
 ) -> None:
-    assert i3charge.next_poll_s(100, 100, 1800, full_in_s, gap_s) == next_s
-
-
-def test_fault_at_the_predicted_end_does_not_cost_half_an_hour(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = FakeTime()
-    monkeypatch.setattr(i3charge, "time", clock)
-    polls_s: list[float] = []
-
-    class Door:
-        interval_s, gap_s = 1800.0, 600.0
-
-        def read(self) -> Reading:
-            polls_s.append(clock.now_s)
-            if len(polls_s) == 1:
-                now = datetime.fromtimestamp(clock.now_s, timezone.utc)
-                return Reading(95, "charging", minutes_to_full=20, reported=now)
-            if len(polls_s) == 4:
-                raise KeyboardInterrupt
-            raise i3charge.TryAgain("out of order")
-
-    with pytest.raises(KeyboardInterrupt):
-        i3charge.run(Door(), i3charge.ChargeLog(as_json=False), i3charge.Desktop(), [])
-    gaps_s = [later - earlier for earlier, later in zip(polls_s, polls_s[1:])]
-    assert gaps_s == [1200, 600, 1800]
+    cardata.keep(file)
+    cardata.readings = [
+        *(telematic(predicted=str(charge), minutes=None) for charge in range(52, 92, 3)),
+        telematic(predicted="93", minutes="9"),
+        telematic(predicted="97", minutes="3"),
+        full(),
+    ]
+    settings = {**cardata.settings(), "WEBHOOK_URL": webhook.url}
+    script = start(settings=settings, mac=True)
+    webhook.wait_for(lambda: len(webhook.accepted) >= 2, "the webhook")
+    soon, done = webhook.messages()
+    assert soon.startswith("Full in about 9 min, at ")
+    assert done.startswith("Fully charged. ")
+    bodies = [json.loads(request.body) for request in webhook.accepted]
+    assert [(b["event"], b["predicted"]) for b in bodies] == [("soon", True), ("full", False)]
+    terminal_notifier.wait_for_calls(8)
+    steps = [f"~{charge}% charged" for charge in (58, 64, 70, 76, 82, 88)]
+    assert terminal_notifier.messages() == [*steps, soon, done]
+    assert "  ~52%  charging  101 km" in script.stdout[0]
+    assert "  100%  full" in script.stdout[-1]
