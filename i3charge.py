@@ -291,8 +291,9 @@ class Store:
     def __enter__(self) -> None:
         if self._path:
             with suppress(OSError):  # some file systems have no locks
-                lock = self._path.with_name(self._path.name + ".lock")
-                self._lock = self._lock or os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+                if not self._lock:
+                    lock = self._path.with_name(self._path.name + ".lock")
+                    self._lock = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
             self.load()
 
@@ -1242,7 +1243,7 @@ class Phone:
 
     def give_up(self, *, kept: bool) -> None:
         """Say what is left over at the end."""
-        later = "; the next start tries again" if kept else ""
+        later = " (the next start tries again)" if kept else ""
         for request in self.waiting:
             if request["to"] in self._hosts:
                 host = self._hosts[request["to"]]

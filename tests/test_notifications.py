@@ -665,7 +665,7 @@ def test_a_restart_at_95_percent_tells_of_full_and_of_what_was_left_over(
     readings = [charging(), not_charging(), charging("95.0")]
     script = watch(*readings, more=addresses, mac=True)
     assert script.interrupt() == 130
-    assert script.stderr_with(f"127.0.0.1 has not been told: {STOPPED}; the next start") == 1
+    assert script.stderr_with(f"127.0.0.1 has not been told: {STOPPED} (the next start") == 1
     assert script.stderr_with("will be tried again") == 1
     webhook.answers.clear()
     assert watch(full(), full(), more=addresses, mac=True).interrupt() == 130
