@@ -1272,6 +1272,15 @@ def fault(problem: Exception) -> str:
     return f"a fault in i3charge itself: {type(problem).__name__} in {place}; please report it"
 
 
+interrupts: list[int] = []
+
+
+def interrupt(number: int, _: object) -> None:
+    """Ctrl-C. The loop looks at `interrupts` too, for a finalizer swallows what is raised in it."""
+    interrupts.append(number)
+    raise KeyboardInterrupt
+
+
 def run(
     door: CarData | Portal,
     store: Store,
@@ -1339,6 +1348,8 @@ def run(
             if phone.waiting:
                 store.save()
             catch_up(again=exit_status is None)
+        if interrupts:
+            raise KeyboardInterrupt
         if exit_status is not None:
             return exit_status
         while (left_s := wait_s - since_due.seconds()) > 0:
@@ -1383,8 +1394,7 @@ def start(arguments: argparse.Namespace, settings: Settings, env_file: Path) -> 
 
 def main() -> int:
     """Run the command line; returns the exit status."""
-    # An interrupt that meets a finalizer is lost there.
-    sys.unraisablehook = lambda lost: os._exit(130) if "Keyboard" in str(lost.exc_type) else None
+    sys.unraisablehook = lambda _: None  # what is raised in a finalizer is no news for the owner
     logging.raiseExceptions = False  # a log that cannot be written is no reason to stop
     handler = logging.StreamHandler()
     terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
@@ -1410,7 +1420,7 @@ def main() -> int:
     parser.add_argument("-v", "--verbose", action="store_true", help="show what BMW answers")
     parser.add_argument("--version", action="version", version=f"i3charge {__version__}")
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, interrupt)
         arguments = parser.parse_args()
         logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
         path = arguments.env_file or Path(__file__).resolve().with_name(".env")

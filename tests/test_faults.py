@@ -500,11 +500,34 @@ def test_clock_that_is_set_back_does_not_stretch_a_wait(clock: Clock) -> None:
     assert door.asked_awake_s == [0, 2400, 4800]
 
 
+def test_ctrl_c_that_a_finalizer_swallows_ends_it_all_the_same(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Swallows:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    class Interrupted(Door):
+        def poll(self) -> Reading:
+            Swallows()
+            return super().poll()
+
+    monkeypatch.setattr(i3charge, "interrupts", [])
+    monkeypatch.setattr("sys.unraisablehook", lambda _: None)
+    before = signal.signal(signal.SIGINT, i3charge.interrupt)
+    try:
+        door = Interrupted(clock, 2400, 0, 0)
+        run_until_interrupted(door)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert door.asked_s == [0]
+
+
 def run_door(bmw: Bmw, clock: Clock, kept: Path, until_s: float) -> None:
     """The real door, with the interval that CarData allows, in this process."""
     clock.events.append((until_s, clock.interrupt))
     settings, store = Settings({**bmw.settings(), "LOG_INTERVAL": "2400000"}), Store(kept)
-    door: i3charge.Door
+    door: i3charge.Portal | i3charge.CarData
     if is_portal(bmw):
         door = i3charge.Portal(settings, Http())
     else:
