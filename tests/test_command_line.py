@@ -441,31 +441,15 @@ def test_ctrl_c_while_it_is_still_importing(tmp_path: Path, start: Start) -> Non
     assert script.output == ""
 
 
-def is_gone(pid: int, seconds: float = 10) -> bool:
-    """Whether the process ends within the time; one that nobody has reaped yet has ended."""
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        ps = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, check=False)
-        if ps.stdout.strip()[:1] in (b"", b"Z"):
-            return True
-        time.sleep(0.02)
-    return False
-
-
 def test_ctrl_c_while_a_notification_hangs(
     portal: Portal, start: Start, terminal_notifier: Notifier
 ) -> None:
-    write_pid = "with open(sys.argv[0] + '.pid', 'w') as file: file.write(str(os.getpid()))"
-    terminal_notifier.does(f"{write_pid}\ntime.sleep(60)")
+    terminal_notifier.does("time.sleep(60)")
     portal.readings = [car("60.0"), car("65.0")]
     script = start(settings=portal.settings(), mac=True)
-    pid_file = terminal_notifier.folder / "terminal-notifier.pid"
-    while not (pid_file.exists() and pid_file.read_text()):
-        assert script.process.poll() is None
-        time.sleep(0.01)
+    terminal_notifier.wait_for_calls(1)
     assert script.interrupt() == 130
     assert script.news == []
-    assert is_gone(int(pid_file.read_text()))
 
 
 def test_closed_pipe_ends_it_quietly(portal: Portal, start: Start) -> None:

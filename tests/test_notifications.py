@@ -6,7 +6,9 @@ import argparse
 import json
 import logging
 import os
+import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -349,16 +351,25 @@ def test_notification_programs_and_addresses_have_ten_seconds() -> None:
     assert i3charge.NOTIFICATION_LIMIT_S == 10
 
 
-def test_interrupt_ends_a_terminal_notifier_that_hangs(
-    portal: Portal, start: Start, terminal_notifier: Notifier
+def test_interrupt_ends_a_program_that_hangs(
+    osascript: Notifier, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hang(terminal_notifier)
-    portal.readings = [charging("62.0"), charging("67.0")]
-    script = start(settings=portal.settings(), mac=True)
-    wait_until(lambda: has_begun(terminal_notifier), "the first notification")
-    assert script.interrupt() == 130
-    assert len(script.stderr) == 1  # what is armed
-    wait_until_gone(terminal_notifier)
+    hang(osascript)
+    monkeypatch.setenv("PATH", env["PATH"])
+    wait, waited_for = subprocess.Popen.wait, []
+
+    def interrupted(process: Any, timeout: float | None = None) -> int:
+        if timeout == i3charge.NOTIFICATION_LIMIT_S:
+            waited_for.append(process)
+            raise KeyboardInterrupt
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        i3charge.Desktop("BMW i3").show("67% charged", sound=False)
+    (process,) = waited_for
+    assert process.args[0] == "osascript"
+    assert process.returncode == -signal.SIGKILL
 
 
 # --- On the phone ---------------------------------------------------------------------------
