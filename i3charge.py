@@ -640,9 +640,8 @@ class CarData:
         if time.time() > self._account.expires_s - self.RENEW_BEFORE_S:
             self._account.renew()
         for seek in (not self._account.container, True):
-            pause_s = self._account.sought_s + self.CONTAINER_PAUSE_S - time.time()
-            if seek and pause_s > 0 and not self._attended:
-                raise TryAgain("BMW has refused a container", wait_s=pause_s)
+            if seek and self._pause_s() > 0 and not self._attended:
+                raise TryAgain("BMW has refused a container", wait_s=self._pause_s())
             if seek:
                 self._find_container(lost=self._account.container)
             path, container = f"/vehicles/{self.vin}/telematicData", self._account.container
@@ -651,13 +650,16 @@ class CarData:
             if code not in ("CU-105", "CU-122") and (code or answer.status not in (400, 404)):
                 break
             # BMW does not know our container (any more): another one is sought, but not in turn.
-            pause_s = self._account.sought_s + self.CONTAINER_PAUSE_S - time.time()
-            if pause_s > 0:
-                raise TryAgain(str(self._failure(answer)), wait_s=pause_s)
+            if self._pause_s() > 0:
+                raise TryAgain(str(self._failure(answer)), wait_s=self._pause_s())
         data = mapping(self._good(answer).get("telematicData"))
         self._account.sought_s = 0.0
         log_values(data, [self.vin])
         return self.reading_in(data, local_time())
+
+    def _pause_s(self) -> float:
+        """Until a container may be sought again; below zero when it may."""
+        return self._account.sought_s + self.CONTAINER_PAUSE_S - time.time()
 
     def _find_container(self, lost: str) -> None:
         listed = self._good(self._send("its containers", "GET", "/containers")).get("containers")

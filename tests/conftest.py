@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Callable, TypeVar
 
 import fake_bmw
+import fake_cardata
 import hypothesis
 import pytest
 
@@ -22,12 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "i3charge.py"
 
 # Runs the script with other constants (a time-out of seconds, not of minutes), of the module or
-# as "Class.NAME" of a class, and, for pync, on what looks like a Mac. Two of them are clocks:
-# "clock_jump_s": after half a second somebody sets the wall clock, by so many seconds.
-# "monotonic_stops": the computer sleeps for so many seconds, in the first sleep of a second or
-# longer. Such sleeps are over at once, and the clocks say what they would say after them.
+# as "Class.NAME" of a class, and, for pync, on what looks like a Mac.
 LAUNCHER = """
-import json, sys, time, types
+import json, sys
 constants, mac = json.loads(sys.argv.pop(1))
 if mac:
     import platform
@@ -35,19 +32,6 @@ if mac:
     platform.mac_ver = lambda: ("14.5", ("", "", ""), "arm64")
 sys.path.insert(0, sys.argv.pop(1))
 import i3charge
-jump_s = constants.pop("clock_jump_s", 0)
-lid_s = constants.pop("monotonic_stops", 0)
-began_s, slept_s = time.monotonic(), [0, 0]
-def sleep(seconds):
-    time.sleep(min(seconds, 0.02) if lid_s else seconds)
-    if lid_s and seconds >= 1:
-        slept_s[:] = [slept_s[0] + seconds, lid_s]
-def monotonic():
-    return time.monotonic() + slept_s[0]
-def wall():
-    return time.time() + sum(slept_s) + jump_s * (time.monotonic() > began_s + 0.5)
-if jump_s or lid_s:
-    i3charge.time = types.SimpleNamespace(monotonic=monotonic, sleep=sleep, time=wall)
 for path, value in constants.items():
     *owner, name = path.split(".")
     thing = getattr(i3charge, owner[0]) if owner else i3charge
@@ -56,8 +40,6 @@ for path, value in constants.items():
 sys.argv[0] = "i3charge.py"
 sys.exit(i3charge.main())
 """
-
-LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  \d+%  \w+")
 
 
 class Script:
@@ -190,6 +172,17 @@ def closing(server: ServerType) -> Iterator[ServerType]:
 @pytest.fixture
 def portal() -> Iterator[fake_bmw.Portal]:
     yield from closing(fake_bmw.Portal())
+
+
+@pytest.fixture
+def cardata() -> Iterator[fake_cardata.CarData]:
+    yield from closing(fake_cardata.CarData())
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Where the script remembers: beside the settings file."""
+    return tmp_path / ".i3charge.json"
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # by hand, nobody else does
 
+from fake_cardata import HEADER, HV_STATUS, MINUTES, PLUG, PREDICTED, RANGE, STATUS
+
 import i3charge
 
 MINUTE_S = 60
@@ -172,15 +174,6 @@ class Car:
 
 
 # --- BMW ------------------------------------------------------------------------------------
-
-ENGINE = "vehicle.drivetrain.electricEngine."
-HEADER = "vehicle.drivetrain.batteryManagement.header"
-PREDICTED = ENGINE + "charging.level"
-STATUS = ENGINE + "charging.status"
-HV_STATUS = ENGINE + "charging.hvStatus"
-MINUTES = ENGINE + "charging.timeToFullyCharged"
-RANGE = ENGINE + "kombiRemainingElectricRange"
-PLUG = "vehicle.body.chargingPort.status"
 
 STATUS_WORDS: dict[State, tuple[str, str]] = {  # charging.status, charging.hvStatus
     "unplugged": ("NOCHARGING", "INVALID"),

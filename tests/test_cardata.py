@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Notifier, Start, closing
+from conftest import Notifier, Start
 from fake_bmw import VIN, Recorder, car
 from fake_cardata import (
     CLIENT_ID,
@@ -30,17 +29,6 @@ import i3charge
 from i3charge import Reading
 
 HOUR_S = 3600.0
-
-
-@pytest.fixture
-def cardata() -> Iterator[CarData]:
-    yield from closing(CarData())
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """Where the script remembers: beside the settings file."""
-    return tmp_path / ".i3charge.json"
 
 
 @pytest.fixture

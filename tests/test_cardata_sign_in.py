@@ -6,12 +6,11 @@ import fcntl
 import json
 import logging
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Notifier, Script, Start, closing
+from conftest import Notifier, Script, Start
 from fake_bmw import Recorder
 from fake_cardata import CLIENT_ID, CarData, Client, Clock, oauth_error, says, telematic
 
@@ -19,16 +18,6 @@ import i3charge
 from i3charge import SignInFailed, TryAgain
 
 LINK = "https://customer.bmwgroup.com/oneid/link"
-
-
-@pytest.fixture
-def cardata() -> Iterator[CarData]:
-    yield from closing(CarData())
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / ".i3charge.json"
 
 
 @pytest.fixture(autouse=True)

@@ -178,7 +178,7 @@ def bodies_without_a_charge() -> dict[str, Answer]:
 def run_script(bmw: Bmw, start: Start, **options: Any) -> Script:
     """With short limits, and without the waits that save requests."""
     constants = {
-        "Http.REQUEST_LIMIT_S": 1,
+        "Http.REQUEST_LIMIT_S": 2,
         "LONGEST_BACKOFF_S": 0,
         "Portal.LOGIN_PAUSE_S": 0,
         "CarData.REQUESTS": 10**6,
