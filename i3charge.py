@@ -1280,6 +1280,8 @@ interrupts: list[int] = []
 def interrupt(number: int, _: object) -> None:
     """Ctrl-C. The loop looks at `interrupts` too, for a finalizer swallows what is raised in it."""
     interrupts.append(number)
+    if signal.getitimer(signal.ITIMER_REAL)[0]:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)  # or the request would go on to its limit
     raise KeyboardInterrupt
 
 
