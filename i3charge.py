@@ -25,11 +25,11 @@ if __name__ == "__main__":
 
 import argparse
 import base64
-import difflib
 import fcntl
 import hashlib
 import importlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -39,8 +39,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -78,35 +78,35 @@ def load_variables(path: Path, *, required: bool) -> tuple[dict[str, str], list[
     if not (required or path.exists()):
         return dict(os.environ), []
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        bindings = list(parse_stream(io.StringIO(path.read_text(encoding="utf-8-sig"))))
         others_read = path.is_file() and path.stat().st_mode & 0o044
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or "it should be UTF-8 text"
         raise SettingsError(f"{path} cannot be read: {why}") from None
     if others_read:
         logger.warning("other users can read the settings; mend it: chmod 600 '%s'", path)
-    bindings = list(parse_stream(io.StringIO(text)))
     should = "should be NAME=value (is a quote missing?)"
     if broken := [f"{path}, line {b.original.line}: {should}" for b in bindings if b.error]:
         raise SettingsError(*broken)
     found = {binding.key: binding.value or "" for binding in bindings if binding.key}
-    typos = [
-        f"{name} is not a setting; did you mean {meant[0]}?"
-        for name in found.keys() - set(NAMES)
-        if (meant := difflib.get_close_matches(name.upper(), NAMES, 1, 0.86))
-    ]
-    return {**os.environ, **found}, sorted(typos)
+    typos = []
+    for name in sorted(found.keys() - set(NAMES)):
+        import difflib  # only here, for it is slow to import and seldom needed
+
+        if meant := difflib.get_close_matches(name.upper(), NAMES, 1, 0.86):
+            typos.append(f"{name} is not a setting; did you mean {meant[0]}?")
+    return {**os.environ, **found}, typos
 
 
 def is_loopback(url: str) -> bool:
-    return bool(re.fullmatch(r"localhost|127(\.\d{1,3}){3}|::1", urlsplit(url).hostname or ""))
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 class Settings:
     """Takes single settings out of `variables`, and collects what is wrong with them.
 
-    What is wrong comes back as a stand-in, so that `check` can say it all in one go, before
-    anything is sent. No message holds a value: any of them could be a mislaid password.
+    What is wrong comes back as a stand-in, so that `check` can say it all in one go. No message
+    holds a value: any of them could be a mislaid password.
     """
 
     def __init__(self, variables: Mapping[str, str], problems: Iterable[str] = ()) -> None:
@@ -126,12 +126,12 @@ class Settings:
     def url(self, name: str, default: str = "", *, secure: bool = True) -> str:
         """An address; a `secure` one, that secrets are sent to, is https or on this computer."""
         value = self.variables.get(name) or default
-        begins = "https://" if secure else "http:// or https://"
         with suppress(ValueError):
-            plain = not secure or is_loopback(value)
             parts = urlsplit(value)
+            plain = not secure or is_loopback(value)
             if not value or (parts.hostname and parts.scheme in ("https", plain and "http")):
                 return value
+        begins = "https://" if secure else "http:// or https://"
         self.problems.append(f"{name} should be an address that begins with {begins}")
         return "https://invalid/stand-in"
 
@@ -140,14 +140,15 @@ class Settings:
         form = "[A-HJ-NPR-Za-hj-npr-z0-9]{17}"
         return self.text("VEHICLE_IDENTIFICATION_NUMBER", form=form, should=should).upper()
 
-    def interval_s(self, default_ms: int, least_ms: int, why: str) -> float:
-        """`LOG_INTERVAL`, in seconds, raised to the least that `why` allows."""
+    def interval_s(self, url: str, default_ms: int, least_ms: int, why: str) -> float:
+        """`LOG_INTERVAL`, in seconds; raised to the least, but not where BMW is simulated."""
         should = "a whole number of milliseconds from 1 to 99999999, 60000 for a minute"
         form = "0*[1-9][0-9]{0,7}"
         value_ms = int(self.text("LOG_INTERVAL", str(default_ms), form=form, should=should))
-        if value_ms < least_ms:
+        if value_ms < least_ms and not is_loopback(url):
             logger.warning("LOG_INTERVAL is raised to %d: %s", least_ms, why)
-        return max(value_ms, least_ms) / 1000
+            value_ms = least_ms
+        return value_ms / 1000
 
     def check(self, *, hint: str) -> None:
         """Say all that is wrong, and the hint where something is missing."""
@@ -188,8 +189,9 @@ class Reading(NamedTuple):
 
     def full_clock(self, now: datetime) -> str:
         """The time of day when it should be full; "" where that is not known, or has passed."""
-        known = self.full_at and self.minutes_to_full(now) is not None
-        return f"{self.full_at.astimezone():%H:%M}" if self.full_at and known else ""
+        if self.full_at is None or self.minutes_to_full(now) is None:
+            return ""
+        return f"{self.full_at.astimezone():%H:%M}"
 
 
 # The words of hvStatus and of the older fields. An unplugged car says INVALID and NOCHARGING,
@@ -243,13 +245,8 @@ def utc(value: object) -> datetime | None:
     return None
 
 
-def minutes_after(began: datetime | None, minutes: float | None, now: datetime) -> datetime | None:
-    """When `minutes` that BMW said at `began` are over; its clock may be ahead of ours."""
-    return None if minutes is None else min(began or now, now) + timedelta(minutes=minutes)
-
-
 def local_time() -> datetime:
-    return datetime.fromtimestamp(time.time(), timezone.utc).astimezone()
+    return datetime.fromtimestamp(time.time()).astimezone()
 
 
 def word(value: object) -> str:
@@ -273,39 +270,36 @@ def printable(value: object, hidden: Iterable[str]) -> str:
 class Store:
     """Keeps the public attributes of objects in one file, which has mode 0600.
 
-    Several processes can share it: in `with store` they take turns, and the objects are what
-    the file holds at that moment. Without a path nothing is kept.
+    Several processes can share it: in their `turn` the objects are what the file holds at that
+    moment. Without a path nothing is kept.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._things: dict[str, object] = {}
-        self._kept: dict[str, Any] = {}
+        self._kept: dict[str, Any] = {}  # also of the cars and client ids of other settings
         self._text = b""  # of the file, as it was last seen
-        self._lock = 0
-        self._failed = False  # to write: what is in memory is newer than the file
+        self._works = True
 
     def keep(self, name: str, thing: object) -> None:
         self._things[name] = thing
 
-    def __enter__(self) -> None:
-        if self._path:
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        with ExitStack() as locked:
             with suppress(OSError):  # some file systems have no locks
-                if not self._lock:
-                    lock = self._path.with_name(self._path.name + ".lock")
-                    self._lock = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                if self._path:
+                    lock = locked.enter_context(open(f"{self._path}.lock", "w"))
+                    fcntl.flock(lock, fcntl.LOCK_EX)
             self.load()
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self.save()
-        finally:
-            if self._lock:
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
+            try:
+                yield
+            finally:
+                self.save()
 
     def load(self) -> None:
-        if self._failed or not self._path:
+        """Take over what another process, or an earlier start, has saved."""
+        if not self._path:
             return
         try:
             text = self._path.read_bytes()
@@ -320,9 +314,9 @@ class Store:
         except (OSError, ValueError, RecursionError):
             logger.error("%s cannot be used; going on without it", self._path.name)
         for name, thing in self._things.items():
-            kept = mapping(self._kept.get(name))
-            same = {key for key, value in vars(thing).items() if type(kept.get(key)) is type(value)}
-            vars(thing).update((key, kept[key]) for key in same if not key.startswith("_"))
+            kept, now = mapping(self._kept.get(name)), vars(thing)
+            same = {key for key in now if key[0] != "_" and type(kept.get(key)) is type(now[key])}
+            now.update((key, kept[key]) for key in same)
 
     def save(self) -> None:
         """What has changed is on disk, whole, before anything is done with it."""
@@ -330,7 +324,7 @@ class Store:
         for name, thing in self._things.items():
             kept[name] = {key: value for key, value in vars(thing).items() if key[0] != "_"}
         text = json.dumps(kept).encode()
-        if not self._path or (text == self._text and not self._failed):
+        if not self._path or text == self._text:
             return
         aside = self._path.with_name(self._path.name + ".new")
         try:
@@ -340,11 +334,11 @@ class Store:
                 os.fsync(file.fileno())
             os.replace(aside, self._path)
             self._path.with_name(".cardata.json").unlink(missing_ok=True)
-            self._text, self._kept, self._failed = text, kept, False
+            self._text, self._kept, self._works = text, kept, True
         except OSError as error:
-            if not self._failed:
+            if self._works:
                 logger.error("%s cannot be written (%s)", self._path, error.strerror)
-            self._failed = True
+            self._works = False
 
 
 # --- The door: where readings come from -----------------------------------------------------
@@ -354,6 +348,7 @@ class TryAgain(Exception):
     wait_s: float | None = None  # until the next try; else the longer, the more has failed
     least_s = 0.0  # of such a wait
     unsent = False  # it did not get through to BMW, and has cost it nothing
+    code = ""  # CarData's, or that of HTTP
     news = click = ""  # for the owner, wherever that is, and an address to open
 
     def __init__(self, why: str = "", **details: Any) -> None:
@@ -389,11 +384,11 @@ class Answer(NamedTuple):
         return TryAgain(why, least_s=min(least_s, 3600))
 
 
-def log_values(values: Mapping[str, object], hidden: Iterable[str]) -> None:
+def log_values(values: Mapping[str, object], vin: str) -> None:
     """What a reading is made of, for --verbose; not the car's position."""
     if logger.isEnabledFor(logging.DEBUG):
         for name in filter(re.compile("harg|Range|onnector|pdateTime|header").search, values):
-            logger.debug("  %s", printable(f"{name}: {json.dumps(values[name])}", hidden))
+            logger.debug("  %s", printable(f"{name}: {json.dumps(values[name])}", [vin]))
 
 
 def is_token(value: object) -> bool:
@@ -456,13 +451,16 @@ class Http:
         return Answer(what, host, status, response.headers, body)
 
 
-class DeviceFlow:
-    """One client id's sign-in: OAuth 2.0 device flow (RFC 8628) with PKCE (RFC 7636)."""
+class Account:
+    """A client id at CarData: what is remembered of it, and its sign-in.
+
+    That is OAuth 2.0's device flow (RFC 8628) with PKCE (RFC 7636).
+    """
 
     SCOPE = "authenticate_user openid cardata:api:read"
     SUBSCRIBE = "in the My BMW portal, subscribe the client id to the CarData API"
-    USED_UP = "BMW has failed over this code. In a private window without an ad blocker it works"
-    USED_UP += " more often; if not, delete the client id in the portal and make a new one"
+    USED_UP = "BMW has failed over this code; it works more often in a private window without an"
+    USED_UP += " ad blocker; if not, delete the client id in the portal and make a new one"
     UNATTENDED_S = 30 * 60
 
     def __init__(self, settings: Settings, http: Http, store: Store, *, attended: bool) -> None:
@@ -474,14 +472,12 @@ class DeviceFlow:
         self.sought_s = 0.0  # time.time() when it was, if no reading has come since
         self.requests_s: list[float] = []  # time.time() of each in the last 24 hours
         url = settings.url("CARDATA_AUTH_BASE_URL", "https://customer.bmwgroup.com/gcdm/oauth/")
-        self._url = url.rstrip("/")
-        client_id = settings.text("CARDATA_CLIENT_ID")
-        is_uuid = re.fullmatch("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", client_id)
-        self._client_id = client_id.lower() if is_uuid else client_id  # BMW shows upper case
-        self._http, self._store = http, store
+        self._url, self._http, self._store = url.rstrip("/"), http, store
+        self._client_id = settings.text("CARDATA_CLIENT_ID")
+        if re.fullmatch("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", self._client_id):
+            self._client_id = self._client_id.lower()  # a UUID, which BMW shows in upper case
         self._attended = attended  # by an owner who can be asked to sign in
-        self._device_code = ""  # of the sign-in that waits for the owner
-        self._codes_expired = 0  # in a row
+        self._signing_in: Iterator[TryAgain] | None = None
         store.keep(f"CarData {self._client_id}", self)
 
     def _oauth(self, what: str, path: str, **form: str) -> Answer:
@@ -489,19 +485,25 @@ class DeviceFlow:
         return self._http.send(what, "POST", f"{self._url}/{path}", data=form, token="")
 
     def renew(self) -> None:
-        """Get an access token: with the refresh token, else from the owner, who is waited for."""
-        if self._device_code and (self.refusals or not self.refresh_token):
-            if self._owner_has_confirmed():
+        """Get an access token. TryAgain while the owner is waited for."""
+        signing_in, self._signing_in = self._signing_in or self._sign_in(), None
+        for not_yet in signing_in:
+            self._signing_in = signing_in  # the next poll goes on where this one stops
+            raise not_yet
+
+    def _sign_in(self) -> Iterator[TryAgain]:
+        """With the refresh token, else by the owner; what is yielded is to be waited for."""
+        for codes in itertools.count():
+            if self.refresh_token and self._refreshed():
                 return
-        elif self.refresh_token and self._refreshed():
-            self._device_code = ""  # another process may have signed in meanwhile
-            return
-        if not self._attended:
-            advice = "CarData needs a sign-in: run i3charge.py once by hand, without --once"
-            raise TryAgain(advice, news=advice if self.refusals == 2 else "")
-        if not self._device_code:
-            self._ask_owner()
-        raise TryAgain(wait_s=self._interval_s)
+            if not self._attended:
+                advice = "CarData needs a sign-in: run i3charge.py once by hand, without --once"
+                raise TryAgain(news=advice) if self.refusals == 2 else TryAgain(advice)
+            if codes >= 3:
+                why = "nobody has confirmed the sign-in; a new start gives a new code at once"
+                yield TryAgain(why, wait_s=self.UNATTENDED_S)
+            if (yield from self._device_flow()):
+                return
 
     def _refreshed(self) -> bool:
         token = self.refresh_token
@@ -519,68 +521,65 @@ class DeviceFlow:
             raise TryAgain("BMW does not renew the sign-in; it is asked once more")
         return False
 
-    def _ask_owner(self) -> None:
-        """RFC 8628, section 3.1, with the code challenge of RFC 7636, section 4.2."""
-        self._verifier = secrets.token_urlsafe(64)
-        digest = hashlib.sha256(self._verifier.encode()).digest()
+    def _device_flow(self) -> Generator[TryAgain, None, bool]:
+        """Whether the owner has confirmed; if not, the code has expired."""
+        # RFC 8628, section 3.1, with the code challenge of RFC 7636, section 4.2
+        verifier = secrets.token_urlsafe(64)
+        digest = hashlib.sha256(verifier.encode()).digest()
         challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
         form = {"response_type": "device_code", "scope": self.SCOPE, "code_challenge": challenge}
         answer = self._oauth("a sign-in", "device/code", **form, code_challenge_method="S256")
         if answer.status == 403:
             raise TryAgain(f"BMW does not let this client id in yet: {self.SUBSCRIBE}", wait_s=60)
-        if answer.status in (400, 401):
-            raise self._refusal(answer)
         said = answer.json()
-        code, device_code = said.get("user_code"), said.get("device_code")
+        if answer.status in (400, 401):
+            raise self._refusal(said.get("error"))
+        code, user_code = said.get("device_code"), said.get("user_code")
         address = said.get("verification_uri_complete") or said.get("verification_uri")
-        if not all(map(is_token, (device_code, code, address))):
+        if not all(map(is_token, (code, user_code, address))):
             raise answer.failure()
-        self._device_code, self._shaken = word(device_code), False
-        self._interval_s = number(said.get("interval"), most=300) or 5  # RFC 8628, 3.2
-        self._expires_s = time.time() + (number(said.get("expires_in"), most=A_DAY_S) or 300)
-        logger.warning("to sign in at BMW, open\n%s\nand confirm the code\n%s", address, code)
-        news = f"BMW wants you to sign in: open {address} and confirm the code {code}"
+        interval_s = number(said.get("interval"), most=300) or 5  # RFC 8628, section 3.2
+        expires_s = time.time() + (number(said.get("expires_in"), most=A_DAY_S) or 300)
+        news = f"to sign in at BMW, open\n{address}\nand confirm the code\n{user_code}"
+        if self.asked:
+            logger.warning("%s", news)
         news, self.asked = "" if self.asked else news, True
-        raise TryAgain(wait_s=self._interval_s, news=news, click=address)
-
-    def _owner_has_confirmed(self) -> bool:
-        """RFC 8628, section 3.5."""
-        form = {"device_code": self._device_code, "code_verifier": self._verifier}
+        yield TryAgain(wait_s=interval_s, news=news, click=address)
+        # RFC 8628, sections 3.4 and 3.5
         grant_type = "urn:ietf:params:oauth:grant-type:device_code"
-        try:
-            answer = self._oauth("the tokens", "token", grant_type=grant_type, **form)
-            used_up = b"keymanagement.service.invalid_access_token" in answer.body
-            if answer.status not in (200, 400, 401, 403) and not used_up:
-                raise answer.failure()
-        except TryAgain as problem:
-            self._shaken = True
-            self._interval_s = problem.wait_s = self._interval_s + 5
-            raise
-        if answer.status == 200:
-            self._device_code, self._codes_expired = "", 0
-            self._keep_tokens(answer)
-            logger.info("signed in at BMW")
-            return True
-        error = word(answer.json().get("error"))  # none has been seen while the owner is awaited
-        if used_up or error == "invalid_grant" or (error == "access_denied" and self._shaken):
-            self._device_code = ""
-            raise TryAgain(self.USED_UP, wait_s=60)
-        if error == "expired_token" or time.time() > self._expires_s:
-            self._device_code = ""
-            self._codes_expired += 1
-            if self._codes_expired >= 3:
-                why = "nobody has confirmed the sign-in; a new start gives a new code at once"
-                raise TryAgain(why, wait_s=self.UNATTENDED_S)
-        elif error == "slow_down":
-            self._interval_s += 5
-        elif error not in ("authorization_pending", ""):
-            raise self._refusal(answer)
+        form = {"grant_type": grant_type, "device_code": word(code), "code_verifier": verifier}
+        shaken = False  # by a fault of BMW's, after which it can refuse the code
+        while time.time() < expires_s:
+            try:
+                answer = self._oauth("the tokens", "token", **form)
+                used_up = b"keymanagement.service.invalid_access_token" in answer.body
+                if answer.status not in (200, 400, 401, 403) and not used_up:
+                    raise answer.failure()
+            except TryAgain as problem:
+                shaken, interval_s = True, interval_s + 5
+                problem.wait_s = interval_s
+                yield problem
+                continue
+            if answer.status == 200:
+                self._keep_tokens(answer)
+                logger.info("signed in at BMW")
+                return True
+            error = answer.json().get("error", "authorization_pending")  # BMW has left it out
+            if used_up or error == "invalid_grant" or (error == "access_denied" and shaken):
+                raise TryAgain(self.USED_UP, wait_s=60)
+            if error == "expired_token":
+                break
+            if error == "slow_down":
+                interval_s += 5
+            elif error != "authorization_pending":
+                raise self._refusal(error)
+            yield TryAgain(wait_s=interval_s)
         return False
 
-    def _refusal(self, answer: Answer) -> SignInFailed:
-        error = printable(answer.json().get("error"), [self._client_id])
+    def _refusal(self, error: object) -> SignInFailed:
+        said = printable(error, [self._client_id])
         check = f"start again for a new code, or check CARDATA_CLIENT_ID and {self.SUBSCRIBE}"
-        return SignInFailed(f"BMW refuses the sign-in ({error}): {check}")
+        return SignInFailed(f"BMW refuses the sign-in ({said}): {check}")
 
     def _keep_tokens(self, answer: Answer) -> None:
         """The old refresh token is dead: the new one is on disk before it is used."""
@@ -588,17 +587,10 @@ class DeviceFlow:
         tokens = said.get("access_token"), said.get("refresh_token", self.refresh_token)
         if answer.status != 200 or not all(map(is_token, tokens)):
             raise answer.failure()
-        if "cardata:api:read" not in word(said.get("scope") or self.SCOPE):
-            self.start_over()
         self.access_token, self.refresh_token = map(word, tokens)
         self.expires_s = time.time() + (number(said.get("expires_in"), most=1e6) or 3599)
         self.refusals, self.asked = 0, False
         self._store.save()
-
-    def start_over(self) -> None:
-        """Where the tokens' scope lacks CarData: refreshing keeps it, only a new sign-in helps."""
-        self.access_token, self.refresh_token, self.expires_s = "", "", 0.0
-        raise TryAgain(f"this sign-in is not for CarData: {self.SUBSCRIBE}", wait_s=60)
 
 
 class CarData:
@@ -624,75 +616,81 @@ class CarData:
     # By purpose, the best first: one descriptor that BMW does not accept refuses a container.
     LEAN = PURPOSE + " without level"
     CONTAINERS: ClassVar = {PURPOSE: (*DESCRIPTORS, PREDICTED), LEAN: DESCRIPTORS}
+    CHECK_VIN, NEWER = "; check VEHICLE_IDENTIFICATION_NUMBER", ": get a newer i3charge.py"
+    FULL_UP = ": delete one in the portal"
+    ADVICE: ClassVar = {"CU-104": CHECK_VIN, "CU-120": CHECK_VIN, "CU-124": FULL_UP}
+    ADVICE |= {"CU-402": NEWER, "CU-403": NEWER}
 
     def __init__(self, settings: Settings, http: Http, store: Store, *, attended: bool) -> None:
         self._http, self._store, self._attended = http, store, attended
-        self._account = DeviceFlow(settings, http, store, attended=attended)
+        self._account = Account(settings, http, store, attended=attended)
         self.vin = settings.vin()
         url = settings.url("CARDATA_BASE_URL", "https://api-cardata.bmwgroup.com/")
         self._url = url.rstrip("/") + "/customers"
-        least_ms = 1 if is_loopback(url) else 2_400_000
         why = "CarData allows 50 requests a day; when news is due it is asked sooner"
-        self.interval_s = settings.interval_s(2_400_000, least_ms, why)
+        self.interval_s = settings.interval_s(url, 2_400_000, 2_400_000, why)
 
     def poll(self) -> Reading:
         """Ask BMW once. TryAgain where there is no reading now, SignInFailed where never."""
-        if time.time() > self._account.expires_s - self.RENEW_BEFORE_S:
-            self._account.renew()
-        for seek in (not self._account.container, True):
-            if seek and self._pause_s() > 0 and not self._attended:
-                raise TryAgain("BMW has refused a container", wait_s=self._pause_s())
-            if seek:
-                self._find_container(lost=self._account.container)
-            path, container = f"/vehicles/{self.vin}/telematicData", self._account.container
-            answer = self._send("the car's status", "GET", path, params={"containerId": container})
-            code = answer.json().get("exveErrorId")
-            if code not in ("CU-105", "CU-122") and (code or answer.status not in (400, 404)):
+        account, path = self._account, f"/vehicles/{self.vin}/telematicData"
+        if time.time() > account.expires_s - self.RENEW_BEFORE_S:
+            account.renew()
+        unknown = not account.container
+        while True:
+            if unknown:
+                self._find_container()
+            query = {"containerId": account.container}
+            try:
+                answer = self._send("the car's status", "GET", path, params=query)
                 break
-            # BMW does not know our container (any more): another one is sought, but not in turn.
-            if self._pause_s() > 0:
-                raise TryAgain(str(self._failure(answer)), wait_s=self._pause_s())
-        data = mapping(self._good(answer).get("telematicData"))
-        self._account.sought_s = 0.0
-        log_values(data, [self.vin])
+            except TryAgain as problem:
+                unknown = problem.code in ("CU-105", "CU-122", "HTTP 400", "HTTP 404")
+                if unknown and self._pause_s() > 0:  # else BMW would have to make one after another
+                    problem.wait_s = self._pause_s()
+                if not unknown or problem.wait_s:
+                    raise
+        account.sought_s = 0.0
+        data = mapping(answer.get("telematicData"))
+        log_values(data, self.vin)
         return self.reading_in(data, local_time())
 
     def _pause_s(self) -> float:
         """Until a container may be sought again; below zero when it may."""
         return self._account.sought_s + self.CONTAINER_PAUSE_S - time.time()
 
-    def _find_container(self, lost: str) -> None:
-        listed = self._good(self._send("its containers", "GET", "/containers")).get("containers")
-        ours = {"name": "i3charge", "state": "ACTIVE"}.items()
+    def _find_container(self) -> None:
+        """Find one of ours that BMW knows, or make one."""
+        account = self._account
+        if self._pause_s() > 0 and not self._attended:
+            raise TryAgain("BMW has refused a container", wait_s=self._pause_s())
+        listed = self._send("its containers", "GET", "/containers").get("containers")
         known = map(mapping, listed if isinstance(listed, list) else [])
-        active = [c for c in known if ours <= c.items() and c.get("containerId") != lost]
+        ours = {"name": "i3charge", "state": "ACTIVE"}.items()
+        active = [
+            c for c in known if ours <= c.items() and c.get("containerId") != account.container
+        ]
         by_purpose = {word(container.get("purpose")): container for container in active}
         found = next((by_purpose[p] for p in self.CONTAINERS if p in by_purpose), None)
         found = found or self._make_container(active)
-        if not is_token(found.get("containerId")):
-            raise TryAgain("CarData named no container")
-        self._account.container, self._account.sought_s = found["containerId"], time.time()
-        self._store.save()
+        account.container, account.sought_s = word(found.get("containerId")), time.time()
 
     def _make_container(self, older: list[dict[str, Any]]) -> dict[str, Any]:
         for purpose, descriptors in self.CONTAINERS.items():
             asked = {"name": "i3charge", "purpose": purpose, "technicalDescriptors": descriptors}
-            answer = self._send("a container", "POST", "/containers", json=asked)
-            code = answer.json().get("exveErrorId")
-            if code == "CU-124" and older:
-                return older[0]
-            if code not in ("CU-402", "CU-403"):
+            try:
+                return self._send("a container", "POST", "/containers", json=asked)
+            except TryAgain as problem:
+                refused = problem
+            if refused.code not in ("CU-402", "CU-403"):
                 break
-        if code in ("CU-124", "CU-402", "CU-403"):
-            helps = "delete one in the portal" if code == "CU-124" else "get a newer i3charge.py"
-            self._account.sought_s = time.time()
-            raise TryAgain(f"{self._failure(answer)}: {helps}", wait_s=self.CONTAINER_PAUSE_S)
-        return self._good(answer)
+        if refused.code == "CU-124" and older:
+            return older[0]
+        raise refused
 
-    def _send(self, what: str, method: str, path: str, **options: Any) -> Answer:
-        """Send a request to the API, with a new access token if BMW wants one."""
+    def _send(self, what: str, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """Ask the API, with a new access token if BMW wants one; returns the JSON object."""
         account = self._account
-        headers = {"x-version": "v1", "Accept": "application/json"}
+        options["headers"] = {"x-version": "v1", "Accept": "application/json"}
         for renewed in (False, True):
             now_s = time.time()
             # Those of the future are from before the clock was set back.
@@ -701,86 +699,95 @@ class CarData:
                 wait_s = min(spent[-self.REQUESTS] + A_DAY_S - now_s, A_DAY_S)
                 raise TryAgain("CarData's requests for 24 hours are spent", wait_s=wait_s)
             account.requests_s = [*spent, now_s]
+            self._store.save()
             try:
-                options.update(token=account.access_token, headers=headers)
-                answer = self._http.send(what, method, self._url + path, **options)
+                url, token = self._url + path, account.access_token
+                answer = self._http.send(what, method, url, token=token, **options)
             except TryAgain as problem:
                 if problem.unsent:
                     account.requests_s = spent
                 raise
-            code = answer.json().get("exveErrorId")
-            if code == "CU-103":
-                account.start_over()
+            code = word(answer.json().get("exveErrorId")) or f"HTTP {answer.status}"
+            if code == "CU-103":  # refreshing keeps the scope, only a new sign-in mends it
+                account.access_token, account.refresh_token, account.expires_s = "", "", 0.0
+                raise TryAgain(f"this sign-in is not for CarData: {account.SUBSCRIBE}", wait_s=60)
             expired = answer.status == 403 and b"invalid_token" in answer.body
             expired = expired or answer.status == 401 or code in ("CU-101", "CU-102", "CU-127")
             if renewed or not expired:
                 break
-            self._store.save()
             account.renew()
-        return answer
-
-    def _good(self, answer: Answer) -> dict[str, Any]:
         if 200 <= answer.status < 300:
             return answer.json()
-        raise self._failure(answer)
+        raise self._refusal(answer, code)
 
-    def _failure(self, answer: Answer) -> TryAgain:
-        code = word(answer.json().get("exveErrorId"))
+    def _refusal(self, answer: Answer, code: str) -> TryAgain:
         if answer.status == 429 or code == "CU-429":
             used_up = "BMW says that CarData's 50 requests a day are used up"
             to_reset_s = A_DAY_S - time.time() % A_DAY_S + 60  # at 00:00 UTC
             return TryAgain(used_up, wait_s=min(3600, to_reset_s))
-        failure = answer.failure()
-        why = str(failure)
-        if code:
+        problem = answer.failure()
+        problem.code = code
+        if code.startswith("CU-"):
             hidden = (self.vin, *map(word, vars(self._account).values()))
             text = printable(answer.json().get("exveErrorMsg"), hidden)
-            why = f"CarData says: {text} ({printable(code, hidden)})"
-        if code in ("CU-104", "CU-120"):
-            why += "; check VEHICLE_IDENTIFICATION_NUMBER"
-        return TryAgain(why, least_s=failure.least_s)
+            why = f"CarData says: {text} ({printable(code, hidden)}){self.ADVICE.get(code, '')}"
+            problem.args = (why,)
+        if code in ("CU-124", "CU-402", "CU-403"):
+            self._account.sought_s, problem.wait_s = time.time(), self.CONTAINER_PAUSE_S
+        return problem
 
     @classmethod
     def reading_in(cls, data: Mapping[str, Any], now: datetime) -> Reading:
         """The car sends its charge when charging starts and ends; between, BMW predicts it."""
         entries = {name: mapping(entry) for name, entry in data.items()}
         values = {name: entry.get("value") for name, entry in entries.items()}
-        times = {name: utc(entry.get("timestamp")) for name, entry in entries.items()}
+        stamps = {name: utc(entry.get("timestamp")) for name, entry in entries.items()}
         plug = next((name for name in cls.PLUGS if values.get(name) in PLUG_WORDS), "")
-        plug_word, plug_time = word(values.get(plug)), times.get(plug)
-        words = [word(values.get(cls.HV_STATUS)), word(values.get(cls.STATUS))]
-        since = times.get(cls.STATUS)  # hvStatus is stamped by BMW with every answer
-        if plug_word == "DISCONNECTED" and plug_time and since and plug_time >= since:
-            words = []  # a charge that sticks
+        plug_word, unplugged = word(values.get(plug)), stamps.get(plug)
+        words = [word(values.get(name)) for name in (cls.HV_STATUS, cls.STATUS)]
+        began = stamps.get(cls.STATUS)
+        if plug_word == "DISCONNECTED" and began and unplugged and unplugged >= began:
+            words = []  # the charge sticks
         status = status_of(0, words, plug_word)
         levels = [cls.HEADER, cls.DISPLAYED, cls.PREDICTED]
         if status in ("charging", "waiting"):
             levels.insert(0, cls.PREDICTED)  # the car's own is as old as the start of the charge
-        found = ((name, number(values.get(name), most=100)) for name in levels)
-        level, charge = next((pair for pair in found if pair[1] is not None), ("", None))
+        charges = ((number(values.get(name), most=100), name) for name in levels)
+        charge, level = next((pair for pair in charges if pair[0] is not None), (None, ""))
         if charge is None:
-            raise TryAgain("CarData's answer holds no charge between 0 and 100")
-        predicted = level == cls.PREDICTED
-        sent = (times.get(name) for name in (cls.HEADER, cls.DISPLAYED, cls.STATUS, plug))
+            raise TryAgain("BMW's answer holds no charge between 0 and 100")
+        if level != cls.PREDICTED:
+            status = status_of(charge, words, plug_word)
+        # Not of hvStatus and the predicted charge, which BMW stamps anew with every answer.
+        sent = (stamps.get(name) for name in (cls.HEADER, cls.DISPLAYED, cls.STATUS, plug))
         reported = max(filter(None, sent), default=None)
-        full_at, newest = None, since or datetime.min.replace(tzinfo=timezone.utc)
+        full_at = None
         for name, least_unknown in ((cls.TO_FULL, A_DAY_S), (cls.REMAINING, 200)):
-            minutes, said = number(values.get(name), most=A_DAY_S / 60), times.get(name) or newest
-            if minutes is not None and minutes < least_unknown and said >= newest:
-                full_at, newest = minutes_after(times.get(name) or reported, minutes, now), said
+            minutes = number(values.get(name), most=A_DAY_S / 60)
+            said = stamps.get(name) or reported
+            of_this_charge = not began or (said and said >= began)
+            if minutes is not None and minutes < least_unknown and of_this_charge:
+                full_at, began = min(said or now, now) + timedelta(minutes=minutes), said
         distance = number(values.get(cls.RANGE), most=1000)
         named = word(entries.get(cls.RANGE, {}).get("unit")).lower()
-        unit = {"": "km", "km": "km", "mi": "mi", "miles": "mi"}.get(named)
-        full_at = full_at if status == "charging" else None
-        status = status_of(0 if predicted else charge, words, plug_word)
+        unit = {"": "km", "km": "km", "mi": "mi", "miles": "mi", "mls": "mi"}.get(named)
         distance, unit = (distance, unit) if unit and distance is not None else (None, None)
-        return Reading(charge, status, distance, unit, full_at, reported, predicted)
+        full_at = full_at if status == "charging" else None
+        return Reading(charge, status, distance, unit, full_at, reported, level == cls.PREDICTED)
 
 
 class Portal:
     """The API of the ConnectedDrive web portal (2017 to 2021), opened with the password."""
 
     NAME = "ConnectedDrive portal"
+    FIELDS: ClassVar = {
+        CarData.HEADER: "chargingLevelHv",  # as displayed; soc_hv_percent is less near the top
+        CarData.HV_STATUS: "chargingHVStatus",
+        CarData.STATUS: "charging_status",
+        CarData.TO_FULL: "chargingTimeRemaining",
+        CarData.RANGE: "beRemainingRangeElectric",
+        CarData.PLUGS[0]: "connectorStatus",
+    }
     LOGIN_PAUSE_S = 600  # where a new token is of no use; many logins lock the account
 
     def __init__(self, settings: Settings, http: Http) -> None:
@@ -795,8 +802,8 @@ class Portal:
         self._status_url = f"{url.rstrip('/')}/vehicle/dynamic/v1/{self.vin}"
         login = "https://customer.bmwgroup.com/gcdm/oauth/authenticate"
         self._auth_url = settings.url("AUTH_BASE_URL", login)
-        least_ms, why = 1 if is_loopback(url) else 10_000, "BMW blocks accounts that ask faster"
-        self.interval_s = settings.interval_s(60_000, least_ms, why)
+        why = "BMW blocks accounts that ask faster"
+        self.interval_s = settings.interval_s(url, 60_000, 10_000, why)
         self._access_token = ""
         self._refusals_left = 1  # of the login, in a row
 
@@ -805,11 +812,11 @@ class Portal:
         for fresh in (False, True):
             if fresh or not self._access_token:
                 self._sign_in()
-            token, what = self._access_token, "the car's status"
-            answer = self._http.send(what, "GET", self._status_url, token=token)
+            token, url = self._access_token, self._status_url
+            answer = self._http.send("the car's status", "GET", url, token=token)
             if answer.status != 401:
                 break
-        else:
+        if answer.status == 401:
             why = "BMW does not accept the access token that it gave out itself"
             raise TryAgain(why, least_s=self.LOGIN_PAUSE_S)
         if answer.status in (403, 404):
@@ -818,7 +825,7 @@ class Portal:
         if answer.status != 200:
             raise answer.failure()
         car = mapping(answer.json().get("attributesMap"))
-        log_values(car, [self.vin])
+        log_values(car, self.vin)
         return self.reading_in(car, local_time())
 
     def _sign_in(self) -> None:
@@ -845,31 +852,18 @@ class Portal:
             return
         said = printable(error, [self._form["username"], self._form["password"]])
         refused = f"BMW refuses the login ({said})"
-        # https://datatracker.ietf.org/doc/html/rfc6749#section-4.2.2.1
-        self._refusals_left -= error not in ("server_error", "temporarily_unavailable")
+        self._refusals_left -= 1
         if self._refusals_left > 0:
             raise TryAgain(refused)
         raise SignInFailed(f"{refused}: check USERNAME, PASSWORD and AUTH_CLIENT_ID")
 
-    @staticmethod
-    def reading_in(car: Mapping[str, Any], now: datetime) -> Reading:
-        """`chargingLevelHv` is what the car displays; `soc_hv_percent` is less near the top."""
-        charge = number(car.get("chargingLevelHv"), most=100)
-        if charge is None:
-            raise TryAgain("BMW's answer holds no charge between 0 and 100")
-        words = ("chargingHVStatus", "charging_status", "chargingSystemStatus")
-        plug_word = word(car.get("connectorStatus"))
-        status = status_of(charge, (word(car.get(name)) for name in words), plug_word)
-        unit_of_length = {"km": "km", "mls": "mi"}.get(word(car.get("unitOfLength")))
-        units = {"": unit_of_length, "Km": "km", "Mile": "mi"}.items()
-        found = ((number(car.get(f"beRemainingRangeElectric{n}"), 1000), u) for n, u in units)
-        distance, unit = next((pair for pair in found if None not in pair), (None, None))
-        minutes = car.get("chargingTimeRemaining") if status == "charging" else None
-        day_first = r"(\d\d)\.(\d\d)\.(\d{4}) (\d\d:\d\d:\d\d) UTC"  # 27.02.2018 19:59:03 UTC
-        updated = re.fullmatch(day_first, word(car.get("updateTime")), re.ASCII)
-        reported = utc(updated.expand(r"\3-\2-\1T\4")) if updated else None
-        full_at = minutes_after(reported, number(minutes, most=A_DAY_S / 60), now)
-        return Reading(charge, status, distance, unit, full_at, reported)
+    @classmethod
+    def reading_in(cls, car: Mapping[str, Any], now: datetime) -> Reading:
+        day_first = word(car.get("updateTime"))  # 27.02.2018 19:59:03 UTC
+        stamp = re.sub(r"(..)\.(..)\.(....) (.*) UTC", r"\3-\2-\1 \4", day_first)
+        same = {"unit": car.get("unitOfLength"), "timestamp": stamp}
+        said = {name: {**same, "value": car.get(field)} for name, field in cls.FIELDS.items()}
+        return CarData.reading_in(said, now)
 
 
 # --- What is worth telling ------------------------------------------------------------------
@@ -880,26 +874,13 @@ LEAST_GAP_S = 600.0  # between two polls, where one is brought forward
 LONGEST_BACKOFF_S = 300
 
 Kind = Literal["step", "soon", "reached", "full", "paused", "stopped", "error"]
-
-
-# Beside the notification on the desktop: ntfy's tag on the phone, which stays silent without
-# one; a sound; the bell of the terminal, with which tmux marks the window.
-WAYS: dict[Kind, tuple[str, bool, bool]] = {
-    "step": ("", False, False),
-    "paused": ("", False, False),
-    "soon": ("hourglass", True, False),
-    "reached": ("dart", True, False),
-    "full": ("battery", True, True),
-    "stopped": ("warning", True, True),
-    "error": ("rotating_light", False, True),
-}
+ONCE_A_CHARGE = ("soon", "reached", "full")
 
 
 class ChargeWatch:
     """Decides what in a row of readings is news. What it knows outlasts the program."""
 
     def __init__(self, notify_at: float = 0) -> None:
-        self._notify_at = notify_at  # percent, the owner's own; 0 for none
         self.seen_s = 0.0  # the minute of the last reading, as time.time(); 0 before the first
         self.charge = 0.0  # percent, then
         self.percent = ""  # as it was shown
@@ -910,6 +891,9 @@ class ChargeWatch:
         self.began_at = ""  # in percent, as it was shown
         self.told: dict[str, float] = {}  # once a charge, and at how many percent
         self.blind = False  # and that has been told
+        self._notify_at = notify_at  # percent, the owner's own; 0 for none
+        self._early = False  # the next poll is brought forward
+        self._in_vain = 0  # such polls in a row that brought nothing new
 
     def news(self, reading: Reading, now: datetime) -> list[tuple[Kind, str]]:
         """What is to be told, in this order, each with its message."""
@@ -918,45 +902,44 @@ class ChargeWatch:
             vars(self).update(vars(ChargeWatch(self._notify_at)))
         first, before, charge = not self.seen_s, self.status, reading.charge
         status = before if reading.status == "unknown" else reading.status
+        same = (charge, status) == (self.charge, before)
+        self._in_vain = self._in_vain + self._early if same else 0
         said_s = min(reading.reported or now, now).timestamp()
         if status == "charging" and not self.charging:
             unseen = first or now_s - self.seen_s > 2 * 60 * 60
             self.began_s = 0.0 if unseen else max(self.seen_s, said_s)
             self.began_at = self.percent if self.charge < charge else reading.percent
-        below = 0.0 if status == "unplugged" else charge + STEP_PERCENT
-        self.told = {kind: at for kind, at in self.told.items() if at < below}
-        news: list[tuple[Kind, str]] = []
         over = ""
         if self.began_s and said_s > self.began_s:
             took, began = duration(said_s - self.began_s), self.began_at.rstrip("%")
             over = f"{began} → {reading.percent} in {took}"
+        found: list[tuple[Kind, str]] = []
+        if not first and self.charge < self._notify_at <= charge and status != "full":
+            found.append(("reached", f"{self._notify_at:.0f}% reached"))
+        clock, minutes = reading.full_clock(now), reading.minutes_to_full(now)
+        if minutes is not None and minutes <= SOON_MINUTES:
+            found.append(("soon", f"Full in about {max(1, round(minutes))} min, at {clock}"))
         if status == "full":
-            if not first and "full" not in self.told:
-                full = f"Fully charged: {over}." if over else "Fully charged."
-                news.append(("full", f"{full} The charging station can be freed."))
-            self.told.setdefault("full", charge)
+            full = f"Fully charged: {over}." if over else "Fully charged."
+            found.append(("full", f"{full} The charging station can be freed."))
         elif self.charging and status not in ("charging", "waiting"):
             stopped = f"Charging stopped at {reading.percent} ({status})"
-            news.append(("stopped", f"{stopped}, {over}" if over else stopped))
+            found.append(("stopped", f"{stopped}, {over}" if over else stopped))
         elif before == "charging" and status == "waiting":
-            news.append(("paused", f"Charging paused at {reading.percent}"))
-        minutes = reading.minutes_to_full(now)
-        if minutes is not None and minutes <= SOON_MINUTES and "soon" not in self.told:
-            clock = reading.full_clock(now)
-            news.insert(0, ("soon", f"Full in about {max(1, round(minutes))} min, at {clock}"))
-        crossed = not first and self.charge < self._notify_at <= charge
-        if crossed and status != "full" and "reached" not in self.told:
-            news.insert(0, ("reached", f"{self._notify_at:.0f}% reached"))
+            found.append(("paused", f"Charging paused at {reading.percent}"))
+        # Once a charge, which is over when the car has been unplugged or has lost 5 %.
+        below = 0.0 if status == "unplugged" else charge + STEP_PERCENT
+        told = {kind: at for kind, at in self.told.items() if at < below}
+        news = [n for n in found if n[0] not in told and not (first and n[0] == "full")]
+        self.told = {**{n[0]: charge for n in found if n[0] in ONCE_A_CHARGE}, **told}
         if not news and not first and round(charge - self.lowest, 6) >= STEP_PERCENT:
-            clock, charged = reading.full_clock(now), f"{reading.percent} charged"
+            charged = f"{reading.percent} charged"
             news.append(("step", f"{charged}, full about {clock}" if clock else charged))
-        self.told.update((kind, charge) for kind, _ in news if kind in ("soon", "reached"))
         self.lowest = charge if news or first else min(self.lowest, charge)
         self.charging = status == "charging" or (self.charging and status == "waiting")
         self.began_s = self.began_s if self.charging else 0.0
-        self.seen_s, self.status = now_s // 60 * 60, status
+        self.seen_s, self.status, self.blind = now_s // 60 * 60, status, False
         self.charge, self.percent = charge, reading.percent
-        self.blind = False
         return news
 
     def blind_since(self, now: datetime, interval_s: float) -> str:
@@ -968,57 +951,44 @@ class ChargeWatch:
         seen = datetime.fromtimestamp(self.seen_s)
         return f"No word from BMW since {seen:%H:%M} ({self.percent}, charging)"
 
-    @property
-    def goals(self) -> list[float]:
-        """The charges in percent at which there would be news."""
-        return [self.lowest + STEP_PERCENT, self._notify_at]
+    def next_poll_s(self, reading: Reading, now: datetime, interval_s: float) -> float:
+        """Seconds from the poll of this `reading` to the next.
+
+        A state that sticks must not drain the quota: two polls that were brought forward in
+        vain are followed by regular ones, until something changes.
+        """
+        goals = [self.lowest + STEP_PERCENT, self._notify_at]
+        next_s = news_due_s(reading, now, goals, interval_s)
+        if self._in_vain >= 2:
+            next_s = interval_s
+        self._early = next_s < interval_s
+        return next_s
 
 
-def next_poll_s(reading: Reading, now: datetime, goals: list[float], interval_s: float) -> float:
-    """Seconds from one poll to the next, which is sooner where news is expected before.
+def news_due_s(reading: Reading, now: datetime, goals: list[float], interval_s: float) -> float:
+    """Seconds to the next poll, which is sooner than regular where news is expected before.
 
-    The charge is taken to rise evenly. BMW rounds the minutes, and is never early.
+    That is at one of the `goals`, in percent, and around a full charge. The charge is taken to
+    rise evenly; BMW rounds the minutes, and is never early.
     """
     if reading.full_at is None:
         return interval_s
     left_s = (reading.full_at - now).total_seconds()
-    expected = [left_s + 120]
-    if left_s > 0:
-        ahead = (goal for goal in goals if reading.charge < goal < 100)
-        expected += [left_s * (goal - reading.charge) / (100 - reading.charge) for goal in ahead]
-    if left_s > SOON_MINUTES * 60:
-        expected.append(left_s - SOON_MINUTES * 60)
-    return min(interval_s, max(min(expected), LEAST_GAP_S))
-
-
-class Pace:
-    """Decides when the next poll is, so that a state that sticks does not drain the quota."""
-
-    def __init__(self, interval_s: float) -> None:
-        self._interval_s = interval_s
-        self._last: object = None
-        self._early = False  # the poll that comes next
-        self._in_vain = 0  # such polls in a row that brought nothing new
-
-    def next_s(self, reading: Reading, now: datetime, goals: list[float]) -> float:
-        """Seconds from the poll of this `reading` to the next."""
-        found = (reading.charge, reading.status)
-        self._in_vain = self._in_vain + self._early if found == self._last else 0
-        next_s = next_poll_s(reading, now, goals, self._interval_s)
-        if self._in_vain >= 2:
-            next_s = self._interval_s
-        self._last, self._early = found, next_s < self._interval_s
-        return next_s
+    ahead = (goal for goal in goals if reading.charge < goal < 100)
+    expected = [left_s * (goal - reading.charge) / (100 - reading.charge) for goal in ahead]
+    expected += [left_s - SOON_MINUTES * 60, left_s + 120]
+    due_s = min((seconds for seconds in expected if seconds > 0), default=0.0)
+    return min(interval_s, max(due_s, LEAST_GAP_S))
 
 
 def retry_s(failures: int, problem: TryAgain, interval_s: float) -> float:
     """How long to wait after this many failures in a row, the last of them `problem`."""
-    doubled = 2.0 ** min(failures - 1, 20)
     if problem.wait_s is not None:
         return problem.wait_s
+    first_s, most_s = interval_s, max(LONGEST_BACKOFF_S, interval_s)
     if problem.unsent:
-        return min(min(60.0, interval_s) * doubled, interval_s)
-    return max(min(interval_s * doubled, max(LONGEST_BACKOFF_S, interval_s)), problem.least_s)
+        first_s, most_s = min(60.0, interval_s), interval_s
+    return max(min(first_s * 2.0 ** min(failures - 1, 20), most_s), problem.least_s)
 
 
 # --- How it is told -------------------------------------------------------------------------
@@ -1026,6 +996,18 @@ def retry_s(failures: int, problem: TryAgain, interval_s: float) -> float:
 NOTIFICATION_LIMIT_S = 10  # for each program that shows one and each address that is told
 STALE_REPORT = timedelta(minutes=5)
 COLOURS: dict[Status, int] = {"charging": 32, "full": 36, "waiting": 33, "error": 31}
+
+# The level in the log; ntfy's tag on the phone, which stays silent without one; a sound; and the
+# bell of the terminal, with which tmux marks the window.
+WAYS: dict[Kind, tuple[int, str, bool, bool]] = {
+    "step": (logging.DEBUG, "", False, False),
+    "paused": (logging.WARNING, "", False, False),
+    "soon": (logging.WARNING, "hourglass", True, False),
+    "reached": (logging.WARNING, "dart", True, False),
+    "full": (logging.WARNING, "battery", True, True),
+    "stopped": (logging.WARNING, "warning", True, True),
+    "error": (logging.ERROR, "rotating_light", False, True),
+}
 
 
 def duration(seconds: float) -> str:
@@ -1177,56 +1159,51 @@ class Phone:
     """The addresses that hear how a charge ends, and the requests that they have yet to take."""
 
     def __init__(self, settings: Settings, http: Http, title: str) -> None:
+        self.waiting: list[dict[str, Any]] = []
         self._http, self._title = http, title
         urls = {name: settings.url(name, secure=False) for name in ("NTFY_URL", "WEBHOOK_URL")}
         self._urls = {name: url for name, url in urls.items() if url}
+        self._hosts = {name: urlsplit(url).hostname or "" for name, url in self._urls.items()}
         if "NTFY_URL" in self._urls and not urlsplit(urls["NTFY_URL"]).path.strip("/"):
             topic = "https://ntfy.sh/some-long-random-words"
             settings.problems.append(f"NTFY_URL should end with your topic, as in {topic}")
-        self._hosts = {name: urlsplit(url).hostname or "" for name, url in self._urls.items()}
-        self._failed: dict[str, str] = {}  # by name, as it was last said
-        self.waiting: list[dict[str, Any]] = []
 
     @property
     def hosts(self) -> str:
-        return ", ".join(self._hosts.values()) or "none"
+        return ", ".join(self._hosts.values())
 
     def tell(self, kind: Kind, message: str, reading: Reading | None, click: str) -> None:
-        now, text = local_time(), f"{self._title}: {message}"
+        """Let it wait for `deliver`; some kinds of news are not for the phone."""
+        now, text, tag = local_time(), f"{self._title}: {message}", WAYS[kind][1]
         webhook: dict[str, Any] = {"event": kind, "title": self._title, "message": message}
         webhook |= {"text": text, "content": text}  # for Slack, Mattermost, Telegram; Discord
         webhook["time"] = now.isoformat(timespec="seconds")
         for name in ("charge", "predicted", "status"):
             webhook[name] = getattr(reading, name, None)
         # https://docs.ntfy.sh/publish/
-        ntfy = {"Title": self._title, "Tags": WAYS[kind][0], "Priority": "high", "Click": click}
+        ntfy = {"Title": self._title, "Tags": tag, "Priority": "high", "Click": click}
         as_json = (json.dumps(webhook), {"Content-Type": "application/json"})
-        for name in self._urls:
+        for name in self._urls if tag else ():
             body, headers = (message, ntfy) if name == "NTFY_URL" else as_json
             request = {"to": name, "at_s": now.timestamp(), "message": message}
             self.waiting.append({**request, "body": body, "headers": headers})
 
     def deliver(self, *, again: bool) -> None:
-        """Post what waits, in order; after a failure the rest is kept for the next time."""
+        """Post what waits, in order; where an address fails, the rest of its waits on."""
         day_ago_s = time.time() - A_DAY_S
         self.waiting = [r for r in self.waiting if r["at_s"] > day_ago_s and r["to"] in self._urls]
-        failed: dict[str, str] = {}
-        for request in list(self.waiting):
-            name = request["to"]
-            if name in failed:
-                continue
-            try:
-                self._post(self._urls[name], request)
-            except TryAgain as problem:
-                failed[name] = str(problem)
-                if failed[name] != self._failed.get(name):
-                    logger.error("%s%s", problem, "; it will be tried again" if again else "")
-                continue
-            self.waiting.remove(request)
-            told = request["message"]
-            told = told if len(told) <= 40 else f"{told[:39]}…"
-            logger.info("%s was told: %s", self._hosts[name], told)
-        self._failed = failed
+        for name, host in self._hosts.items():
+            for request in [r for r in self.waiting if r["to"] == name]:
+                try:
+                    self._post(self._urls[name], request)
+                except TryAgain as problem:
+                    if request.get("failed") != str(problem):
+                        request["failed"] = str(problem)
+                        logger.error("%s%s", problem, "; it will be tried again" if again else "")
+                    break
+                self.waiting.remove(request)
+                told = " ".join(request["message"].split())
+                logger.info("%s was told: %s", host, told if len(told) <= 40 else f"{told[:39]}…")
 
     def _post(self, url: str, request: Mapping[str, Any]) -> None:
         headers = {name: value for name, value in request["headers"].items() if value}
@@ -1237,9 +1214,8 @@ class Phone:
         said = answer.json()
         text = said.get("error") or said.get("message") or said.get("description")
         text = text or re.sub("<[^>]*>", " ", answer.body.decode("utf-8", "replace"))
-        parts = re.split("[/?&=:@#]+", url) + re.split("[/?&=:@#]+", unquote(url))
-        hidden = [url, *(part for part in parts if len(part) > 2)]
-        reason = printable(text, hidden)[:60]
+        parts = re.split("[/?&=:@#]+", f"{url}/{unquote(url)}")
+        reason = printable(text, [url, *(part for part in parts if len(part) > 2)])[:60]
         refused = f"{answer.host} did not accept a notification (HTTP {answer.status})"
         raise TryAgain(f"{refused}: {reason}")
 
@@ -1247,24 +1223,22 @@ class Phone:
         """Say what is left over at the end."""
         later = " (the next start tries again)" if kept else ""
         for request in self.waiting:
-            if request["to"] in self._hosts:
-                host = self._hosts[request["to"]]
+            if host := self._hosts.get(request["to"]):
                 logger.error("%s has not been told: %s%s", host, request["message"], later)
 
 
 # --- The loop -------------------------------------------------------------------------------
-class Stopwatch:
+class Clock:
     """Counts seconds by two clocks: one stops while the computer sleeps, the other can be set."""
 
     def __init__(self) -> None:
-        self._began_s = [time.monotonic(), time.time()]
+        self._read_s, self._now_s = (time.monotonic(), time.time()), 0.0
 
-    def seconds(self) -> float:
-        clocks_s = (time.monotonic(), time.time())
-        return max(now_s - began_s for now_s, began_s in zip(clocks_s, self._began_s))
-
-    def begin_later(self, by_s: float) -> None:
-        self._began_s = [began_s + by_s for began_s in self._began_s]
+    def now_s(self) -> float:
+        """Since it was made."""
+        before_s, self._read_s = self._read_s, (time.monotonic(), time.time())
+        self._now_s += max(now_s - then_s for now_s, then_s in zip(self._read_s, before_s))
+        return self._now_s
 
 
 def fault(problem: Exception) -> str:
@@ -1272,17 +1246,6 @@ def fault(problem: Exception) -> str:
     frame, line_number = list(traceback.walk_tb(problem.__traceback__))[-1]
     place = f"{Path(frame.f_code.co_filename).name}, line {line_number}"
     return f"a fault in i3charge itself: {type(problem).__name__} in {place}; please report it"
-
-
-interrupts: list[int] = []
-
-
-def interrupt(number: int, _: object) -> None:
-    """Ctrl-C. The loop looks at `interrupts` too, for a finalizer swallows what is raised in it."""
-    interrupts.append(number)
-    if signal.getitimer(signal.ITIMER_REAL)[0]:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)  # or the request would go on to its limit
-    raise KeyboardInterrupt
 
 
 def run(
@@ -1298,70 +1261,64 @@ def run(
 ) -> int:
     """Poll until something ends it; returns the exit status."""
     reading: Reading | None = None
-    pace = Pace(door.interval_s)
-    failures, lost = 0, False
-    since_due = Stopwatch()  # since the poll was due
+    failures, clock, due_s = 0, Clock(), 0.0
 
-    def tell(kind: Kind, message: str, click: str = "") -> None:
-        tag, sound, bell = WAYS[kind]
-        if bell and sys.stderr.isatty():
-            print("\a", end="", file=sys.stderr, flush=True)
-        desktop.show(message, sound=sound, click=click)
-        if tag:
-            phone.tell(kind, message, reading, click)
-
-    def catch_up(*, again: bool) -> None:
+    def tell(news: list[tuple[Kind, str]], click: str = "", *, again: bool) -> None:
+        """Once: that it is told is on disk before anybody hears of it."""
         if blind := watch.blind_since(local_time(), door.interval_s):
-            logger.error("%s", blind)
-            tell("error", blind)
+            news = [*news, ("error", blind)]
+        for kind, message in news:
+            phone.tell(kind, message, reading, click)
+        if news:
+            store.save()
+        for kind, message in news:
+            level, _, sound, bell = WAYS[kind]
+            logger.log(level, "%s", message)
+            if bell and sys.stderr.isatty():
+                print("\a", end="", file=sys.stderr, flush=True)
+            desktop.show(message, sound=sound, click=click)
         phone.deliver(again=again)
 
     while True:
+        news: list[tuple[Kind, str]] = []
+        click = ""
         exit_status = 1 if once else None
-        with store:
+        with store.turn():
             try:
                 reading = door.poll()
             except SignInFailed as problem:
                 exit_status = 1
-                logger.error("%s", problem)
-                tell("error", str(problem))
+                news = [("error", str(problem))]
             except Exception as problem:  # noqa: BLE001 - even a fault of ours may pass
                 if not isinstance(problem, TryAgain):
                     problem = TryAgain(fault(problem))
                 charge_log.title("i3: no reading")
-                failures, lost = failures + (problem.wait_s is None), True
-                since_due, wait_s = Stopwatch(), retry_s(failures, problem, door.interval_s)
+                failures += problem.wait_s is None
+                wait_s = retry_s(failures, problem, door.interval_s)
+                due_s = clock.now_s() + wait_s
                 if str(problem):
                     next_try = "" if once else f"; next try in {duration(wait_s)}"
                     logger.error("%s%s", problem, next_try)
                 if problem.news:
-                    tell("error", problem.news, problem.click)
+                    news, click = [("error", problem.news)], problem.click
             else:
-                failures, lost = 0, False
-                now = local_time()
+                failures, now = 0, local_time()
                 charge_log.write(reading, now)
-                for kind, message in watch.news(reading, now):
-                    if kind != "step":
-                        logger.warning("%s", message)
-                    tell(kind, message)
-                wait_s = pace.next_s(reading, now, watch.goals)
-                if since_due.seconds() > wait_s:
-                    since_due = Stopwatch()  # what it has missed is not made up for
+                news = watch.news(reading, now)
+                wait_s = watch.next_poll_s(reading, now, door.interval_s)
+                due_s += wait_s
+                if due_s < clock.now_s():  # what it has missed is not made up for
+                    due_s = clock.now_s() + wait_s
                 if once or (until_full and reading.status == "full"):
                     exit_status = 0 if charge_log.works else 1
-            if phone.waiting:
-                store.save()
-            catch_up(again=exit_status is None)
-        if interrupts:
-            raise KeyboardInterrupt
+            tell(news, click, again=exit_status is None)
         if exit_status is not None:
             return exit_status
-        while (left_s := wait_s - since_due.seconds()) > 0:
+        while (left_s := due_s - clock.now_s()) > 0:
             time.sleep(min(left_s, 60))
-            if left_s > 60 and (phone.waiting or lost):
-                with store:
-                    catch_up(again=True)
-        since_due.begin_later(wait_s)
+            if left_s > 60:
+                with store.turn():
+                    tell([], again=True)
 
 
 # --- The command line -----------------------------------------------------------------------
@@ -1384,21 +1341,30 @@ def start(arguments: argparse.Namespace, settings: Settings, env_file: Path) -> 
     copy = "" if env_file.exists() else "copy .env.example to .env and fill it in; "
     settings.check(hint=f"{copy}README.md says where to get it; --demo needs no account")
     charge_log = ChargeLog(as_json=arguments.json)
+
+    def wind_up() -> None:
+        phone.give_up(kept=not demo)
+        charge_log.close()
+
+    def interrupt(*_: object) -> None:
+        """End at once: all that has to last is on disk, and a finalizer swallows exceptions."""
+        wind_up()
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, interrupt)
     if not once:
         name = "simulated i3" if demo else door.NAME
         every = f"every {duration(door.interval_s)} and when news is due"
-        logger.info("%s, %s. Phone: %s", name, every, phone.hosts)
+        logger.info("%s, %s. Phone: %s", name, every, phone.hosts or "none")
     try:
-        desktop = Desktop(title)
-        return run(door, store, watch, charge_log, desktop, phone, once=once, until_full=demo)
+        told_by = (charge_log, Desktop(title), phone)
+        return run(door, store, watch, *told_by, once=once, until_full=demo)
     finally:
-        phone.give_up(kept=not demo)
-        charge_log.close()
+        wind_up()
 
 
 def main() -> int:
     """Run the command line; returns the exit status."""
-    sys.unraisablehook = lambda _: None  # what is raised in a finalizer is no news for the owner
     logging.raiseExceptions = False  # a log that cannot be written is no reason to stop
     handler = logging.StreamHandler()
     terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
@@ -1411,11 +1377,7 @@ def main() -> int:
     logger.addHandler(handler)
     parser = argparse.ArgumentParser(
         description="Log the charge of a BMW i3, and say when it rises and when it is full.",
-        epilog="examples:\n"
-        "  python i3charge.py --demo                a simulated charge, without an account\n"
-        "  python i3charge.py | tee -a charge.log   log your own car, see .env.example\n"
-        "  python i3charge.py --once --json         one reading, for another program",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="For example: python i3charge.py --demo; python i3charge.py | tee -a charge.log",
     )
     parser.add_argument("--once", action="store_true", help="take one reading, then end")
     parser.add_argument("--json", action="store_true", help="log one JSON object a line")
@@ -1423,11 +1385,10 @@ def main() -> int:
     parser.add_argument("--env-file", type=Path, metavar="PATH", help="read the settings from PATH")
     parser.add_argument("-v", "--verbose", action="store_true", help="show what BMW answers")
     parser.add_argument("--version", action="version", version=f"i3charge {__version__}")
+    arguments = parser.parse_args()
+    logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
+    path = arguments.env_file or Path(__file__).resolve().with_name(".env")
     try:
-        signal.signal(signal.SIGINT, interrupt)
-        arguments = parser.parse_args()
-        logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
-        path = arguments.env_file or Path(__file__).resolve().with_name(".env")
         variables, typos = load_variables(path, required=bool(arguments.env_file))
         if not arguments.demo:
             return start(arguments, Settings(variables, typos), path)
@@ -1438,15 +1399,11 @@ def main() -> int:
         for line in error.args:
             logger.error("%s", line)
         return 2
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         return 0
     except Exception as problem:  # noqa: BLE001 - no traceback, whatever it is
         logger.critical("%s", fault(problem))
         return 1
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # no traceback of an interrupted exit
 
 
 # --- The demo -------------------------------------------------------------------------------
@@ -1472,7 +1429,7 @@ def simulated_bmw() -> Iterator[dict[str, str]]:
             car = {"chargingLevelHv": str(charge), "chargingHVStatus": word}
             car["connectorStatus"] = "CONNECTED"
             car["chargingTimeRemaining"] = f"{(100 - charge) * 3.6:.1f}"
-            car["beRemainingRangeElectricKm"] = f"{charge * 1.6:.1f}"
+            car["beRemainingRangeElectric"] = f"{charge * 1.6:.1f}"
             car["updateTime"] = f"{datetime.now(timezone.utc):%d.%m.%Y %H:%M:%S} UTC"
             self.send_response(200)
             self.end_headers()

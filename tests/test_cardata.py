@@ -621,12 +621,12 @@ def test_poll_is_brought_forward_to_when_news_is_expected(
 ) -> None:
     full_at = None if full_in_min is None else NOW + timedelta(minutes=full_in_min)
     found = Reading(charge, "charging", full_at=full_at)
-    assert i3charge.next_poll_s(found, NOW, goals, 2400) == pytest.approx(next_min * 60)
+    assert i3charge.news_due_s(found, NOW, goals, 2400) == pytest.approx(next_min * 60)
 
 
 @pytest.mark.parametrize("interval_s", [60, 300, 599])
 def test_shorter_interval_is_never_exceeded(interval_s: float) -> None:
-    assert i3charge.next_poll_s(CHARGING, NOW, [60.1], interval_s) == interval_s
+    assert i3charge.news_due_s(CHARGING, NOW, [60.1], interval_s) == interval_s
 
 
 def test_pace_is_the_same_at_both_doors() -> None:
@@ -635,17 +635,18 @@ def test_pace_is_the_same_at_both_doors() -> None:
         i3charge.Portal.reading_in(at_portal["attributesMap"], NOW),
         reading(predicted="60", minutes="160"),
     ]
-    assert [i3charge.Pace(2400).next_s(r, NOW, [65]) for r in found] == [1200, 1200]
+    assert [i3charge.news_due_s(r, NOW, [65], 2400) for r in found] == [1200, 1200]
 
 
 def paces(readings: list[tuple[float, str]]) -> list[float]:
     """The minutes to the next poll after each of these, each of them full in four hours."""
-    pace = i3charge.Pace(2400)
-    full_at = NOW + timedelta(minutes=160)
-    return [
-        pace.next_s(Reading(charge, status, full_at=full_at), NOW, [65]) / 60  # type: ignore[arg-type]
-        for charge, status in readings
-    ]
+    watch, full_at = i3charge.ChargeWatch(), NOW + timedelta(minutes=160)
+    found: list[float] = []
+    for charge, status in readings:
+        reading = Reading(charge, status, full_at=full_at)  # type: ignore[arg-type]
+        watch.news(reading, NOW)
+        found.append(watch.next_poll_s(reading, NOW, 2400) / 60)
+    return found
 
 
 def test_two_polls_in_vain_are_followed_by_a_regular_one() -> None:

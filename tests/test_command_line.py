@@ -350,7 +350,7 @@ def test_verbose_shows_what_cardata_answered(cardata: CarData, start: Start, kep
 def test_help_has_examples_and_every_option(start: Start) -> None:
     script = start("--help")
     assert script.end() == 0
-    for text in ("--once", "--json", "--demo", "--env-file PATH", "--verbose", "examples:"):
+    for text in ("--once", "--json", "--demo", "--env-file PATH", "--verbose", "For example: "):
         assert text in script.output
 
 
@@ -425,6 +425,23 @@ def test_ctrl_c_while_bmw_is_asked(portal: Portal, start: Start) -> None:
     script = start(settings=portal.settings())
     portal.wait_for(portal.polls_seen, "a poll")
     assert script.interrupt() == 130
+    assert script.stdout == script.news == []
+
+
+def test_ctrl_c_that_meets_a_finalizer(env: dict[str, str]) -> None:
+    """What is raised in one, Python swallows."""
+    source = """
+import signal, sys
+import i3charge
+class Interrupts:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+i3charge.Portal.poll = lambda self: [Interrupts()].clear()
+sys.argv = ["i3charge.py", "--demo"]
+i3charge.main()
+"""
+    script = Script([sys.executable, "-c", source], {**env, "PYTHONPATH": str(ROOT)})
+    assert script.end() == 130
     assert script.stdout == script.news == []
 
 

@@ -330,10 +330,10 @@ def test_ctrl_c_while_the_file_is_replaced(kept: Path, monkeypatch: pytest.Monke
     store.keep("thing", thing)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(os, "replace", replace_and_interrupt)
-        with store:
+        with store.turn():
             thing.value = 2
     assert json.loads(kept.read_text()) == {"thing": {"value": 2}}
-    with store:  # nobody holds the lock
+    with store.turn():  # nobody holds the lock
         assert thing.value == 2
 
 
@@ -498,29 +498,6 @@ def test_clock_that_is_set_back_does_not_stretch_a_wait(clock: Clock) -> None:
     door = Door(clock, 2400, 0, 0)
     run_until_interrupted(door)
     assert door.asked_awake_s == [0, 2400, 4800]
-
-
-def test_ctrl_c_that_a_finalizer_swallows_ends_it_all_the_same(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Swallows:
-        def __del__(self) -> None:
-            signal.raise_signal(signal.SIGINT)
-
-    class Interrupted(Door):
-        def poll(self) -> Reading:
-            Swallows()
-            return super().poll()
-
-    monkeypatch.setattr(i3charge, "interrupts", [])
-    monkeypatch.setattr("sys.unraisablehook", lambda _: None)
-    before = signal.signal(signal.SIGINT, i3charge.interrupt)
-    try:
-        door = Interrupted(clock, 2400, 0, 0)
-        run_until_interrupted(door)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert door.asked_s == [0]
 
 
 def run_door(bmw: Bmw, clock: Clock, kept: Path, until_s: float) -> None:

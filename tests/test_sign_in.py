@@ -114,8 +114,6 @@ BAD_REDIRECTS = {
     "token-beyond-ascii": REDIRECT_URI + "#state={state}&access_token=secret%c3%a9",
     "malformed": "https://[::1/#access_token={token}",
     "no-location": "",
-    "server-error": REDIRECT_URI + "?error=server_error",
-    "unavailable": REDIRECT_URI + "#error=temporarily_unavailable&state={state}",
 }
 
 
@@ -198,8 +196,7 @@ def test_after_the_pause_there_is_at_most_one_login_a_poll(portal: Portal, start
 def test_the_third_refusal_in_a_row_is_the_last(
     portal: Portal, door: i3charge.Portal, worked: int
 ) -> None:
-    unavailable = redirect(portal, f"{REDIRECT_URI}?error=server_error")
-    refusals: list[Answer | None] = [refuse, unavailable, refuse]
+    refusals: list[Answer | None] = [refuse, refuse]
     portal.logins = [None, *[*refusals, None] * (worked - 1), *refusals, refuse]
     portal.readings = [*[car(), portal.expire_token] * worked, car()]
     for _ in range(worked):
