@@ -54,7 +54,6 @@ except ImportError as missing:
     sys.exit(f"i3charge: this Python has no {missing.name}; README.md says how to install it")
 
 __version__ = "2.0.0"
-
 logger = logging.getLogger("i3charge")
 
 
@@ -79,12 +78,11 @@ def load_variables(path: Path, *, required: bool) -> tuple[dict[str, str], list[
         return dict(os.environ), []
     try:
         bindings = list(parse_stream(io.StringIO(path.read_text(encoding="utf-8-sig"))))
-        others_read = path.is_file() and path.stat().st_mode & 0o044
+        if path.is_file() and path.stat().st_mode & 0o044:
+            logger.warning("other users can read the settings; mend it: chmod 600 '%s'", path)
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or "it should be UTF-8 text"
         raise SettingsError(f"{path} cannot be read: {why}") from None
-    if others_read:
-        logger.warning("other users can read the settings; mend it: chmod 600 '%s'", path)
     should = "should be NAME=value (is a quote missing?)"
     if broken := [f"{path}, line {b.original.line}: {should}" for b in bindings if b.error]:
         raise SettingsError(*broken)
@@ -268,10 +266,9 @@ def printable(value: object, hidden: Iterable[str]) -> str:
 
 # --- What is remembered ---------------------------------------------------------------------
 class Store:
-    """Keeps the public attributes of objects in one file, which has mode 0600.
+    """Keeps the public attributes of objects in one file; without a path nothing is kept.
 
-    Several processes can share it: in their `turn` the objects are what the file holds at that
-    moment. Without a path nothing is kept.
+    Several processes can share it: in the `turn` of one the objects are what the file holds.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -408,9 +405,7 @@ class Http:
         headers = {"User-Agent": f"i3charge/{__version__}", "Accept-Encoding": "identity"}
         self._session.headers.update(headers)
 
-    def send(
-        self, what: str, method: str, url: str, *, token: str | None = None, **options: Any
-    ) -> Answer:
+    def send(self, what: str, method: str, url: str, **options: Any) -> Answer:
         """Send a request for `what`, with `options` for `requests.request`.
 
         A `token`, be it empty, keeps `~/.netrc` out. TryAgain where there is no answer, in our
@@ -418,7 +413,7 @@ class Http:
         """
         host = urlsplit(url).hostname or ""
         why = f"no answer from {host} when asked for {what}"
-        limit_s = options.pop("limit_s", self.REQUEST_LIMIT_S)
+        token, limit_s = options.pop("token", None), options.pop("limit_s", self.REQUEST_LIMIT_S)
         options.update(stream=True, allow_redirects=False, timeout=(limit_s / 3, limit_s))
         if is_loopback(url):
             options["proxies"] = {"no_proxy": "*"}  # none leads back to here
@@ -452,15 +447,14 @@ class Http:
 
 
 class Account:
-    """A client id at CarData: what is remembered of it, and its sign-in.
-
-    That is OAuth 2.0's device flow (RFC 8628) with PKCE (RFC 7636).
-    """
+    """A client id at CarData: what is remembered of it, and its sign-in with OAuth 2.0."""
 
     SCOPE = "authenticate_user openid cardata:api:read"
     SUBSCRIBE = "in the My BMW portal, subscribe the client id to the CarData API"
     USED_UP = "BMW has failed over this code; it works more often in a private window without an"
     USED_UP += " ad blocker; if not, delete the client id in the portal and make a new one"
+    REFUSED = "BMW refuses the sign-in ({}): start again for a new code, or check"
+    REFUSED += " CARDATA_CLIENT_ID and " + SUBSCRIBE
     UNATTENDED_S = 30 * 60
 
     def __init__(self, settings: Settings, http: Http, store: Store, *, attended: bool) -> None:
@@ -533,7 +527,7 @@ class Account:
             raise TryAgain(f"BMW does not let this client id in yet: {self.SUBSCRIBE}", wait_s=60)
         said = answer.json()
         if answer.status in (400, 401):
-            raise self._refusal(said.get("error"))
+            raise SignInFailed(self.REFUSED.format(printable(said.get("error"), [self._client_id])))
         code, user_code = said.get("device_code"), said.get("user_code")
         address = said.get("verification_uri_complete") or said.get("verification_uri")
         if not all(map(is_token, (code, user_code, address))):
@@ -564,7 +558,7 @@ class Account:
                 self._keep_tokens(answer)
                 logger.info("signed in at BMW")
                 return True
-            error = answer.json().get("error", "authorization_pending")  # BMW has left it out
+            error = answer.json().get("error") or "authorization_pending"  # BMW has left it out
             if used_up or error == "invalid_grant" or (error == "access_denied" and shaken):
                 raise TryAgain(self.USED_UP, wait_s=60)
             if error == "expired_token":
@@ -572,14 +566,9 @@ class Account:
             if error == "slow_down":
                 interval_s += 5
             elif error != "authorization_pending":
-                raise self._refusal(error)
+                raise SignInFailed(self.REFUSED.format(printable(error, [self._client_id])))
             yield TryAgain(wait_s=interval_s)
         return False
-
-    def _refusal(self, error: object) -> SignInFailed:
-        said = printable(error, [self._client_id])
-        check = f"start again for a new code, or check CARDATA_CLIENT_ID and {self.SUBSCRIBE}"
-        return SignInFailed(f"BMW refuses the sign-in ({said}): {check}")
 
     def _keep_tokens(self, answer: Answer) -> None:
         """The old refresh token is dead: the new one is on disk before it is used."""
@@ -600,7 +589,6 @@ class CarData:
     REQUESTS = 48
     RENEW_BEFORE_S = 60
     CONTAINER_PAUSE_S = 6 * 60 * 60
-
     ENGINE = "vehicle.drivetrain.electricEngine."
     HEADER = "vehicle.drivetrain.batteryManagement.header"
     DISPLAYED = "vehicle.powertrain.electric.battery.stateOfCharge.displayed"
@@ -614,8 +602,7 @@ class CarData:
     DESCRIPTORS = (HEADER, DISPLAYED, HV_STATUS, STATUS, TO_FULL, REMAINING, RANGE, *PLUGS)
     PURPOSE = "descriptors 2"  # to be raised with every change of the descriptors
     # By purpose, the best first: one descriptor that BMW does not accept refuses a container.
-    LEAN = PURPOSE + " without level"
-    CONTAINERS: ClassVar = {PURPOSE: (*DESCRIPTORS, PREDICTED), LEAN: DESCRIPTORS}
+    CONTAINERS: ClassVar = {PURPOSE: (*DESCRIPTORS, PREDICTED), PURPOSE + " lean": DESCRIPTORS}
     CHECK_VIN, NEWER = "; check VEHICLE_IDENTIFICATION_NUMBER", ": get a newer i3charge.py"
     FULL_UP = ": delete one in the portal"
     ADVICE: ClassVar = {"CU-104": CHECK_VIN, "CU-120": CHECK_VIN, "CU-124": FULL_UP}
@@ -644,9 +631,9 @@ class CarData:
                 answer = self._send("the car's status", "GET", path, params=query)
                 break
             except TryAgain as problem:
-                unknown = problem.code in ("CU-105", "CU-122", "HTTP 400", "HTTP 404")
-                if unknown and self._pause_s() > 0:  # else BMW would have to make one after another
-                    problem.wait_s = self._pause_s()
+                unknown = problem.code in ("CU-105", "CU-121", "CU-122", "HTTP 400", "HTTP 404")
+                if unknown and self._pause_s() > 0:
+                    problem.wait_s = self._pause_s()  # else one would be made after the other
                 if not unknown or problem.wait_s:
                     raise
         account.sought_s = 0.0
@@ -660,15 +647,13 @@ class CarData:
 
     def _find_container(self) -> None:
         """Find one of ours that BMW knows, or make one."""
-        account = self._account
+        account, lost = self._account, self._account.container
         if self._pause_s() > 0 and not self._attended:
             raise TryAgain("BMW has refused a container", wait_s=self._pause_s())
         listed = self._send("its containers", "GET", "/containers").get("containers")
         known = map(mapping, listed if isinstance(listed, list) else [])
         ours = {"name": "i3charge", "state": "ACTIVE"}.items()
-        active = [
-            c for c in known if ours <= c.items() and c.get("containerId") != account.container
-        ]
+        active = [c for c in known if ours <= c.items() and c.get("containerId") != lost]
         by_purpose = {word(container.get("purpose")): container for container in active}
         found = next((by_purpose[p] for p in self.CONTAINERS if p in by_purpose), None)
         found = found or self._make_container(active)
@@ -721,10 +706,6 @@ class CarData:
         raise self._refusal(answer, code)
 
     def _refusal(self, answer: Answer, code: str) -> TryAgain:
-        if answer.status == 429 or code == "CU-429":
-            used_up = "BMW says that CarData's 50 requests a day are used up"
-            to_reset_s = A_DAY_S - time.time() % A_DAY_S + 60  # at 00:00 UTC
-            return TryAgain(used_up, wait_s=min(3600, to_reset_s))
         problem = answer.failure()
         problem.code = code
         if code.startswith("CU-"):
@@ -734,6 +715,9 @@ class CarData:
             problem.args = (why,)
         if code in ("CU-124", "CU-402", "CU-403"):
             self._account.sought_s, problem.wait_s = time.time(), self.CONTAINER_PAUSE_S
+        if answer.status == 429 or code == "CU-429":
+            problem.args = ("BMW says that CarData's 50 requests a day are used up",)
+            problem.wait_s = min(3600, A_DAY_S - time.time() % A_DAY_S + 60)  # at 00:00 UTC
         return problem
 
     @classmethod
@@ -820,8 +804,8 @@ class Portal:
             why = "BMW does not accept the access token that it gave out itself"
             raise TryAgain(why, least_s=self.LOGIN_PAUSE_S)
         if answer.status in (403, 404):
-            check = "check VEHICLE_IDENTIFICATION_NUMBER"
-            raise TryAgain(f"BMW does not show this car (HTTP {answer.status}): {check}")
+            why = f"BMW does not show this car (HTTP {answer.status})"
+            raise TryAgain(why + CarData.CHECK_VIN)
         if answer.status != 200:
             raise answer.failure()
         car = mapping(answer.json().get("attributesMap"))
@@ -833,16 +817,14 @@ class Portal:
         state = secrets.token_urlsafe(16)
         form = {**self._form, "state": state}
         answer = self._http.send("the login", "POST", self._auth_url, data=form, token="")
-        location, ours = answer.headers.get("Location", ""), self._form["redirect_uri"]
-        fields: dict[str, str] = {}
-        if answer.status in (400, 401, 403):
-            fields["error"] = word(answer.json().get("error")) or f"HTTP {answer.status}"
-        elif answer.status not in (302, 303):
-            raise answer.failure()
-        elif location.startswith((f"{ours}#", f"{ours}?")):
+        fields = {"error": word(answer.json().get("error")) or f"HTTP {answer.status}"}
+        if answer.status in (302, 303):
             # The token is in the fragment, an error in the query or there. A plus sign is one.
-            found = re.sub("[?#]", "&", location[len(ours) :]).replace("+", "%2B")
-            fields = dict(parse_qsl(found))
+            location = re.sub("[?#]", "&", answer.headers.get("Location", ""))
+            address, _, found = location.replace("+", "%2B").partition("&")
+            fields = dict(parse_qsl(found)) if address == self._form["redirect_uri"] else {}
+        elif answer.status not in (400, 401, 403):
+            raise answer.failure()
         error, token = fields.get("error", ""), fields.get("access_token", "")
         if fields.get("state", state) != state or not (error or is_token(token)):
             raise TryAgain("BMW answered the login with a redirect that holds no access token")
@@ -892,8 +874,7 @@ class ChargeWatch:
         self.told: dict[str, float] = {}  # once a charge, and at how many percent
         self.blind = False  # and that has been told
         self._notify_at = notify_at  # percent, the owner's own; 0 for none
-        self._early = False  # the next poll is brought forward
-        self._in_vain = 0  # such polls in a row that brought nothing new
+        self._early = 0  # polls that were brought forward since there was something new
 
     def news(self, reading: Reading, now: datetime) -> list[tuple[Kind, str]]:
         """What is to be told, in this order, each with its message."""
@@ -902,8 +883,7 @@ class ChargeWatch:
             vars(self).update(vars(ChargeWatch(self._notify_at)))
         first, before, charge = not self.seen_s, self.status, reading.charge
         status = before if reading.status == "unknown" else reading.status
-        same = (charge, status) == (self.charge, before)
-        self._in_vain = self._in_vain + self._early if same else 0
+        self._early = self._early if (charge, status) == (self.charge, before) else 0
         said_s = min(reading.reported or now, now).timestamp()
         if status == "charging" and not self.charging:
             unseen = first or now_s - self.seen_s > 2 * 60 * 60
@@ -952,24 +932,17 @@ class ChargeWatch:
         return f"No word from BMW since {seen:%H:%M} ({self.percent}, charging)"
 
     def next_poll_s(self, reading: Reading, now: datetime, interval_s: float) -> float:
-        """Seconds from the poll of this `reading` to the next.
-
-        A state that sticks must not drain the quota: two polls that were brought forward in
-        vain are followed by regular ones, until something changes.
-        """
+        """Seconds to the next poll: a state that sticks must not drain the quota."""
         goals = [self.lowest + STEP_PERCENT, self._notify_at]
-        next_s = news_due_s(reading, now, goals, interval_s)
-        if self._in_vain >= 2:
-            next_s = interval_s
-        self._early = next_s < interval_s
-        return next_s
+        due_s = interval_s if self._early >= 2 else news_due_s(reading, now, goals, interval_s)
+        self._early += due_s < interval_s
+        return due_s
 
 
 def news_due_s(reading: Reading, now: datetime, goals: list[float], interval_s: float) -> float:
-    """Seconds to the next poll, which is sooner than regular where news is expected before.
+    """Seconds to the next poll, which is sooner where news is expected: at a goal, in percent.
 
-    That is at one of the `goals`, in percent, and around a full charge. The charge is taken to
-    rise evenly; BMW rounds the minutes, and is never early.
+    The charge is taken to rise evenly. BMW rounds the minutes, and is never early.
     """
     if reading.full_at is None:
         return interval_s
@@ -1070,12 +1043,7 @@ class ChargeLog:
     def __init__(self, *, as_json: bool) -> None:
         self._line = json_line if as_json else plain_line
         self._terminal = sys.stdout.isatty() and not as_json and os.environ.get("TERM") != "dumb"
-        self._colour = self._terminal and not os.environ.get("NO_COLOR")
-        self._blocks = "░▏▎▍▌▋▊▉█"
-        try:
-            self._blocks.encode(sys.stdout.encoding)
-        except UnicodeError:
-            self._blocks = "-#"
+        self._blocks = "░▏▎▍▌▋▊▉█" if sys.stdout.encoding.lower().startswith("utf") else "-#"
         self.works = True
         if self._terminal:
             self._write("\033[22;2t")  # puts the title aside that is there
@@ -1086,7 +1054,7 @@ class ChargeLog:
         if self._terminal:
             wide = (os.get_terminal_size(sys.stdout.fileno()).columns or 80) >= 70
             bar = bar_of(reading.charge, self._blocks) if wide else ""
-            if bar and self._colour:
+            if bar and not os.environ.get("NO_COLOR"):
                 bar = f"\033[{COLOURS.get(reading.status, 2)}m{bar}\033[0m"
             line = terminal_line(reading, now, bar)
             self.title(f"i3 {reading.percent} {reading.status}")
@@ -1177,11 +1145,12 @@ class Phone:
         now, text, tag = local_time(), f"{self._title}: {message}", WAYS[kind][1]
         webhook: dict[str, Any] = {"event": kind, "title": self._title, "message": message}
         webhook |= {"text": text, "content": text}  # for Slack, Mattermost, Telegram; Discord
+        webhook |= {
+            name: getattr(reading, name, None) for name in ("charge", "predicted", "status")
+        }
         webhook["time"] = now.isoformat(timespec="seconds")
-        for name in ("charge", "predicted", "status"):
-            webhook[name] = getattr(reading, name, None)
         # https://docs.ntfy.sh/publish/
-        ntfy = {"Title": self._title, "Tags": tag, "Priority": "high", "Click": click}
+        ntfy = {"Title": self._title, "Tags": tag, "Priority": "high", "Click": click or None}
         as_json = (json.dumps(webhook), {"Content-Type": "application/json"})
         for name in self._urls if tag else ():
             body, headers = (message, ntfy) if name == "NTFY_URL" else as_json
@@ -1206,9 +1175,9 @@ class Phone:
                 logger.info("%s was told: %s", host, told if len(told) <= 40 else f"{told[:39]}…")
 
     def _post(self, url: str, request: Mapping[str, Any]) -> None:
-        headers = {name: value for name, value in request["headers"].items() if value}
-        options = {"data": request["body"].encode(), "limit_s": NOTIFICATION_LIMIT_S}
-        answer = self._http.send("a notification", "POST", url, headers=headers, **options)
+        options = {"data": request["body"].encode(), "headers": request["headers"]}
+        limit_s = NOTIFICATION_LIMIT_S
+        answer = self._http.send("a notification", "POST", url, limit_s=limit_s, **options)
         if 200 <= answer.status < 300:
             return
         said = answer.json()
@@ -1228,17 +1197,13 @@ class Phone:
 
 
 # --- The loop -------------------------------------------------------------------------------
-class Clock:
-    """Counts seconds by two clocks: one stops while the computer sleeps, the other can be set."""
+def clocks_s() -> tuple[float, float]:
+    """One stands still while the computer sleeps, the other can be set."""
+    return time.monotonic(), time.time()
 
-    def __init__(self) -> None:
-        self._read_s, self._now_s = (time.monotonic(), time.time()), 0.0
 
-    def now_s(self) -> float:
-        """Since it was made."""
-        before_s, self._read_s = self._read_s, (time.monotonic(), time.time())
-        self._now_s += max(now_s - then_s for now_s, then_s in zip(self._read_s, before_s))
-        return self._now_s
+def passed_s(since_s: tuple[float, float]) -> float:
+    return max(now_s - then_s for now_s, then_s in zip(clocks_s(), since_s))
 
 
 def fault(problem: Exception) -> str:
@@ -1252,7 +1217,7 @@ def run(
     door: CarData | Portal,
     store: Store,
     watch: ChargeWatch,
-    charge_log: ChargeLog,
+    log: ChargeLog,
     desktop: Desktop,
     phone: Phone,
     *,
@@ -1261,7 +1226,7 @@ def run(
 ) -> int:
     """Poll until something ends it; returns the exit status."""
     reading: Reading | None = None
-    failures, clock, due_s = 0, Clock(), 0.0
+    failures, due_s = 0, clocks_s()  # when the poll was due
 
     def tell(news: list[tuple[Kind, str]], click: str = "", *, again: bool) -> None:
         """Once: that it is told is on disk before anybody hears of it."""
@@ -1292,10 +1257,10 @@ def run(
             except Exception as problem:  # noqa: BLE001 - even a fault of ours may pass
                 if not isinstance(problem, TryAgain):
                     problem = TryAgain(fault(problem))
-                charge_log.title("i3: no reading")
+                log.title("i3: no reading")
                 failures += problem.wait_s is None
                 wait_s = retry_s(failures, problem, door.interval_s)
-                due_s = clock.now_s() + wait_s
+                due_s = clocks_s()
                 if str(problem):
                     next_try = "" if once else f"; next try in {duration(wait_s)}"
                     logger.error("%s%s", problem, next_try)
@@ -1303,22 +1268,22 @@ def run(
                     news, click = [("error", problem.news)], problem.click
             else:
                 failures, now = 0, local_time()
-                charge_log.write(reading, now)
+                log.write(reading, now)
                 news = watch.news(reading, now)
                 wait_s = watch.next_poll_s(reading, now, door.interval_s)
-                due_s += wait_s
-                if due_s < clock.now_s():  # what it has missed is not made up for
-                    due_s = clock.now_s() + wait_s
+                if passed_s(due_s) > wait_s:
+                    due_s = clocks_s()  # what it has missed is not made up for
                 if once or (until_full and reading.status == "full"):
-                    exit_status = 0 if charge_log.works else 1
+                    exit_status = 0 if log.works else 1
             tell(news, click, again=exit_status is None)
         if exit_status is not None:
             return exit_status
-        while (left_s := due_s - clock.now_s()) > 0:
+        while (left_s := wait_s - passed_s(due_s)) > 0:
             time.sleep(min(left_s, 60))
             if left_s > 60:
                 with store.turn():
                     tell([], again=True)
+        due_s = due_s[0] + wait_s, due_s[1] + wait_s
 
 
 # --- The command line -----------------------------------------------------------------------
@@ -1340,25 +1305,22 @@ def start(arguments: argparse.Namespace, settings: Settings, env_file: Path) -> 
     store.keep(f"car {door.vin}", watch)
     copy = "" if env_file.exists() else "copy .env.example to .env and fill it in; "
     settings.check(hint=f"{copy}README.md says where to get it; --demo needs no account")
-    charge_log = ChargeLog(as_json=arguments.json)
+    log = ChargeLog(as_json=arguments.json)
 
-    def wind_up() -> None:
+    def wind_up(interrupt: int = 0, _: object = None) -> None:
+        """A Ctrl-C ends it at once: a finalizer would swallow it, and what must last is on disk."""
         phone.give_up(kept=not demo)
-        charge_log.close()
+        log.close()
+        if interrupt:
+            os._exit(130)
 
-    def interrupt(*_: object) -> None:
-        """End at once: all that has to last is on disk, and a finalizer swallows exceptions."""
-        wind_up()
-        os._exit(130)
-
-    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGINT, wind_up)
     if not once:
         name = "simulated i3" if demo else door.NAME
         every = f"every {duration(door.interval_s)} and when news is due"
         logger.info("%s, %s. Phone: %s", name, every, phone.hosts or "none")
     try:
-        told_by = (charge_log, Desktop(title), phone)
-        return run(door, store, watch, *told_by, once=once, until_full=demo)
+        return run(door, store, watch, log, Desktop(title), phone, once=once, until_full=demo)
     finally:
         wind_up()
 
@@ -1425,8 +1387,8 @@ def simulated_bmw() -> Iterator[dict[str, str]]:
 
         def do_GET(self) -> None:
             """The car's status: plugged in, then charging as if at 11 kW, then full."""
-            word, charge = next(story, ("FINISHED_FULLY_CHARGED", 100.0))
-            car = {"chargingLevelHv": str(charge), "chargingHVStatus": word}
+            status, charge = next(story, ("FINISHED_FULLY_CHARGED", 100.0))
+            car = {"chargingLevelHv": str(charge), "chargingHVStatus": status}
             car["connectorStatus"] = "CONNECTED"
             car["chargingTimeRemaining"] = f"{(100 - charge) * 3.6:.1f}"
             car["beRemainingRangeElectric"] = f"{charge * 1.6:.1f}"
