@@ -58,7 +58,6 @@ logger = logging.getLogger("i3charge")
 
 
 # --- The settings ---------------------------------------------------------------------------
-
 NAMES = """VEHICLE_IDENTIFICATION_NUMBER CARDATA_CLIENT_ID CARDATA_BASE_URL CARDATA_AUTH_BASE_URL
 LOG_INTERVAL NOTIFY_AT NTFY_URL WEBHOOK_URL USERNAME PASSWORD AUTH_CLIENT_ID AUTH_BASE_URL
 AUTH_REDIRECT_URI CONNECTED_DRIVE_BASE_URL""".split()
@@ -103,8 +102,7 @@ def is_loopback(url: str) -> bool:
 class Settings:
     """Takes single settings out of `variables`, and collects what is wrong with them.
 
-    What is wrong comes back as a stand-in, so that `check` can say it all in one go. No message
-    holds a value: any of them could be a mislaid password.
+    `check` says it all in one go. No message holds a value, for it could be a mislaid password.
     """
 
     def __init__(self, variables: Mapping[str, str], problems: Iterable[str] = ()) -> None:
@@ -157,7 +155,6 @@ class Settings:
 
 
 # --- A reading ------------------------------------------------------------------------------
-
 A_DAY_S = 24 * 60 * 60
 
 Status = Literal["charging", "full", "waiting", "error", "plugged in", "unplugged", "unknown"]
@@ -266,23 +263,18 @@ def printable(value: object, hidden: Iterable[str]) -> str:
 
 # --- What is remembered ---------------------------------------------------------------------
 class Store:
-    """Keeps the public attributes of objects in one file; without a path nothing is kept.
-
-    Several processes can share it: in the `turn` of one the objects are what the file holds.
-    """
+    """Keeps the public attributes of objects in a file, at which several processes take turns."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._things: dict[str, object] = {}
+        self._path = path  # without one nothing is kept
+        self.things: dict[str, object] = {}  # by name
         self._kept: dict[str, Any] = {}  # also of the cars and client ids of other settings
         self._text = b""  # of the file, as it was last seen
         self._works = True
 
-    def keep(self, name: str, thing: object) -> None:
-        self._things[name] = thing
-
     @contextmanager
     def turn(self) -> Iterator[None]:
+        """In it the objects are what the file holds."""
         with ExitStack() as locked:
             with suppress(OSError):  # some file systems have no locks
                 if self._path:
@@ -310,7 +302,7 @@ class Store:
                 self._kept = {f"CarData {old['client_id']}": old}
         except (OSError, ValueError, RecursionError):
             logger.error("%s cannot be used; going on without it", self._path.name)
-        for name, thing in self._things.items():
+        for name, thing in self.things.items():
             kept, now = mapping(self._kept.get(name)), vars(thing)
             same = {key for key in now if key[0] != "_" and type(kept.get(key)) is type(now[key])}
             now.update((key, kept[key]) for key in same)
@@ -318,7 +310,7 @@ class Store:
     def save(self) -> None:
         """What has changed is on disk, whole, before anything is done with it."""
         kept = dict(self._kept)
-        for name, thing in self._things.items():
+        for name, thing in self.things.items():
             kept[name] = {key: value for key, value in vars(thing).items() if key[0] != "_"}
         text = json.dumps(kept).encode()
         if not self._path or text == self._text:
@@ -472,7 +464,7 @@ class Account:
             self._client_id = self._client_id.lower()  # a UUID, which BMW shows in upper case
         self._attended = attended  # by an owner who can be asked to sign in
         self._signing_in: Iterator[TryAgain] | None = None
-        store.keep(f"CarData {self._client_id}", self)
+        store.things[f"CarData {self._client_id}"] = self
 
     def _oauth(self, what: str, path: str, **form: str) -> Answer:
         form = {"client_id": self._client_id, **form}
@@ -502,7 +494,7 @@ class Account:
     def _refreshed(self) -> bool:
         token = self.refresh_token
         form = {"grant_type": "refresh_token", "refresh_token": token}
-        answer = self._oauth("a new access token", "token", **form)
+        answer = self._oauth("a new token", "token", **form)
         # Without an error of OAuth's own it was the gateway, and the refresh token is good.
         if answer.status not in (400, 401, 403) or "error" not in answer.json():
             self._keep_tokens(answer)
@@ -604,9 +596,8 @@ class CarData:
     # By purpose, the best first: one descriptor that BMW does not accept refuses a container.
     CONTAINERS: ClassVar = {PURPOSE: (*DESCRIPTORS, PREDICTED), PURPOSE + " lean": DESCRIPTORS}
     CHECK_VIN, NEWER = "; check VEHICLE_IDENTIFICATION_NUMBER", ": get a newer i3charge.py"
-    FULL_UP = ": delete one in the portal"
-    ADVICE: ClassVar = {"CU-104": CHECK_VIN, "CU-120": CHECK_VIN, "CU-124": FULL_UP}
-    ADVICE |= {"CU-402": NEWER, "CU-403": NEWER}
+    ADVICE: ClassVar = {"CU-104": CHECK_VIN, "CU-120": CHECK_VIN, "CU-402": NEWER, "CU-403": NEWER}
+    ADVICE["CU-124"] = ": delete one in the portal"
 
     def __init__(self, settings: Settings, http: Http, store: Store, *, attended: bool) -> None:
         self._http, self._store, self._attended = http, store, attended
@@ -786,8 +777,7 @@ class Portal:
         self._status_url = f"{url.rstrip('/')}/vehicle/dynamic/v1/{self.vin}"
         login = "https://customer.bmwgroup.com/gcdm/oauth/authenticate"
         self._auth_url = settings.url("AUTH_BASE_URL", login)
-        why = "BMW blocks accounts that ask faster"
-        self.interval_s = settings.interval_s(url, 60_000, 10_000, why)
+        self.interval_s = settings.interval_s(url, 60_000, 10_000, "BMW blocks who asks faster")
         self._access_token = ""
         self._refusals_left = 1  # of the login, in a row
 
@@ -804,8 +794,7 @@ class Portal:
             why = "BMW does not accept the access token that it gave out itself"
             raise TryAgain(why, least_s=self.LOGIN_PAUSE_S)
         if answer.status in (403, 404):
-            why = f"BMW does not show this car (HTTP {answer.status})"
-            raise TryAgain(why + CarData.CHECK_VIN)
+            raise TryAgain(f"BMW does not show this car (HTTP {answer.status}){CarData.CHECK_VIN}")
         if answer.status != 200:
             raise answer.failure()
         car = mapping(answer.json().get("attributesMap"))
@@ -849,7 +838,6 @@ class Portal:
 
 
 # --- What is worth telling ------------------------------------------------------------------
-
 STEP_PERCENT = 5
 SOON_MINUTES = 10
 LEAST_GAP_S = 600.0  # between two polls, where one is brought forward
@@ -886,8 +874,8 @@ class ChargeWatch:
         self._early = self._early if (charge, status) == (self.charge, before) else 0
         said_s = min(reading.reported or now, now).timestamp()
         if status == "charging" and not self.charging:
-            unseen = first or now_s - self.seen_s > 2 * 60 * 60
-            self.began_s = 0.0 if unseen else max(self.seen_s, said_s)
+            seen = not first and now_s - self.seen_s <= 2 * 60 * 60
+            self.began_s = max(self.seen_s, said_s) if seen else 0.0
             self.began_at = self.percent if self.charge < charge else reading.percent
         over = ""
         if self.began_s and said_s > self.began_s:
@@ -940,16 +928,13 @@ class ChargeWatch:
 
 
 def news_due_s(reading: Reading, now: datetime, goals: list[float], interval_s: float) -> float:
-    """Seconds to the next poll, which is sooner where news is expected: at a goal, in percent.
-
-    The charge is taken to rise evenly. BMW rounds the minutes, and is never early.
-    """
+    """Seconds to the next poll, sooner where news is due, as at one of the `goals` in percent."""
     if reading.full_at is None:
         return interval_s
-    left_s = (reading.full_at - now).total_seconds()
+    left_s = (reading.full_at - now).total_seconds()  # the charge is taken to rise evenly
     ahead = (goal for goal in goals if reading.charge < goal < 100)
     expected = [left_s * (goal - reading.charge) / (100 - reading.charge) for goal in ahead]
-    expected += [left_s - SOON_MINUTES * 60, left_s + 120]
+    expected += [left_s - SOON_MINUTES * 60, left_s + 120]  # BMW rounds, and is never early
     due_s = min((seconds for seconds in expected if seconds > 0), default=0.0)
     return min(interval_s, max(due_s, LEAST_GAP_S))
 
@@ -965,7 +950,6 @@ def retry_s(failures: int, problem: TryAgain, interval_s: float) -> float:
 
 
 # --- How it is told -------------------------------------------------------------------------
-
 NOTIFICATION_LIMIT_S = 10  # for each program that shows one and each address that is told
 STALE_REPORT = timedelta(minutes=5)
 COLOURS: dict[Status, int] = {"charging": 32, "full": 36, "waiting": 33, "error": 31}
@@ -1133,8 +1117,9 @@ class Phone:
         self._urls = {name: url for name, url in urls.items() if url}
         self._hosts = {name: urlsplit(url).hostname or "" for name, url in self._urls.items()}
         if "NTFY_URL" in self._urls and not urlsplit(urls["NTFY_URL"]).path.strip("/"):
-            topic = "https://ntfy.sh/some-long-random-words"
-            settings.problems.append(f"NTFY_URL should end with your topic, as in {topic}")
+            settings.problems.append(
+                "NTFY_URL should end with a topic: https://ntfy.sh/random-words"
+            )
 
     @property
     def hosts(self) -> str:
@@ -1301,8 +1286,8 @@ def start(arguments: argparse.Namespace, settings: Settings, env_file: Path) -> 
     form = "[1-9][0-9]?%?|0"
     notify_at = settings.text("NOTIFY_AT", "0", form=form, should="a charge from 1 to 99 percent")
     watch = ChargeWatch(float(notify_at.rstrip("%")))
-    store.keep("phone", phone)
-    store.keep(f"car {door.vin}", watch)
+    store.things["phone"] = phone
+    store.things[f"car {door.vin}"] = watch
     copy = "" if env_file.exists() else "copy .env.example to .env and fill it in; "
     settings.check(hint=f"{copy}README.md says where to get it; --demo needs no account")
     log = ChargeLog(as_json=arguments.json)
@@ -1401,7 +1386,6 @@ def simulated_bmw() -> Iterator[dict[str, str]]:
             """Nothing: the demo's log is the owner's."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
         Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/"
         settings = dict.fromkeys(("USERNAME", "PASSWORD", "AUTH_CLIENT_ID"), "demo")

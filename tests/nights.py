@@ -493,7 +493,7 @@ def play(
         settings.check(hint="")
         phone = i3charge.Phone(settings, http, "")
         watch = i3charge.ChargeWatch()
-        store.keep("car", watch)
+        store.things["car"] = watch
         try:
             i3charge.run(door, store, watch, owner, owner, phone)
         except Over:

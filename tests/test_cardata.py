@@ -700,7 +700,7 @@ class Days:
         phone = i3charge.Phone(settings, self, "i3")  # type: ignore[arg-type]
         settings.check(hint="")
         watch = i3charge.ChargeWatch()
-        store.keep("car", watch)
+        store.things["car"] = watch
         desktop: Any = SimpleNamespace(show=show)
         i3charge.run(door, store, watch, i3charge.ChargeLog(as_json=False), desktop, phone)
 

@@ -327,7 +327,7 @@ def test_ctrl_c_while_the_file_is_replaced(kept: Path, monkeypatch: pytest.Monke
 
     replace = os.replace
     store, thing = Store(kept), SimpleNamespace(value=1)
-    store.keep("thing", thing)
+    store.things["thing"] = thing
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(os, "replace", replace_and_interrupt)
         with store.turn():

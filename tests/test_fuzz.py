@@ -260,7 +260,7 @@ def test_any_store(name: str, content: bytes) -> None:
         for things in (first, second):
             store = Store(Path(folder, ".i3charge.json"))
             for section, thing in things.items():
-                store.keep(section, thing)
+                store.things[section] = thing
             with store.turn():
                 for section, thing in remembered().items():
                     kinds = {key: type(value) for key, value in vars(thing).items()}
