@@ -35,12 +35,13 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -70,8 +71,7 @@ class SettingsError(Exception):
 def load_variables(path: Path, *, required: bool) -> tuple[dict[str, str], list[str]]:
     """The environment's variables, overruled by those in the settings file; and its typos.
 
-    Windows and many Linux desktops export a `USERNAME` of their own. An empty value in the
-    file overrules too. SettingsError where the file is `required` or broken, and is no use.
+    Desktops export a `USERNAME` of their own. SettingsError where the file is of no use.
     """
     if not (required or path.exists()):
         return dict(os.environ), []
@@ -244,6 +244,15 @@ def local_time() -> datetime:
     return datetime.fromtimestamp(time.time()).astimezone()
 
 
+def clocks_s() -> tuple[float, float]:
+    """One stands still while the computer sleeps, the other can be set."""
+    return time.monotonic(), time.time()
+
+
+def passed_s(since_s: tuple[float, float]) -> float:
+    return max(now_s - then_s for now_s, then_s in zip(clocks_s(), since_s))
+
+
 def word(value: object) -> str:
     return value if isinstance(value, str) else ""
 
@@ -263,28 +272,31 @@ def printable(value: object, hidden: Iterable[str]) -> str:
 
 # --- What is remembered ---------------------------------------------------------------------
 class Store:
-    """Keeps the public attributes of objects in a file, at which several processes take turns."""
+    """Keeps the public attributes of objects in a file; `with` it, processes take turns."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path  # without one nothing is kept
         self.things: dict[str, object] = {}  # by name
         self._kept: dict[str, Any] = {}  # also of the cars and client ids of other settings
         self._text = b""  # of the file, as it was last seen
+        self._lock = 0
         self._works = True
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """In it the objects are what the file holds."""
-        with ExitStack() as locked:
-            with suppress(OSError):  # some file systems have no locks
-                if self._path:
-                    lock = locked.enter_context(open(f"{self._path}.lock", "w"))
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-            self.load()
-            try:
-                yield
-            finally:
-                self.save()
+    def __enter__(self) -> None:
+        with suppress(OSError):  # some file systems have no locks
+            if self._path:
+                flags = os.O_RDWR | os.O_CREAT
+                self._lock = self._lock or os.open(f"{self._path}.lock", flags, 0o600)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.load()
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.save()
+        finally:
+            with suppress(OSError):
+                if self._lock:
+                    fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def load(self) -> None:
         """Take over what another process, or an earlier start, has saved."""
@@ -396,6 +408,7 @@ class Http:
         # Compressed, a small body could become a huge one in memory.
         headers = {"User-Agent": f"i3charge/{__version__}", "Accept-Encoding": "identity"}
         self._session.headers.update(headers)
+        self._used = clocks_s()
 
     def send(self, what: str, method: str, url: str, **options: Any) -> Answer:
         """Send a request for `what`, with `options` for `requests.request`.
@@ -403,6 +416,9 @@ class Http:
         A `token`, be it empty, keeps `~/.netrc` out. TryAgain where there is no answer, in our
         words, for those of requests hold the address; where the body breaks off it is empty.
         """
+        if passed_s(self._used) > 90:
+            self._session.close()  # the other side may have, while this computer was asleep
+        self._used = clocks_s()
         host = urlsplit(url).hostname or ""
         why = f"no answer from {host} when asked for {what}"
         token, limit_s = options.pop("token", None), options.pop("limit_s", self.REQUEST_LIMIT_S)
@@ -447,6 +463,7 @@ class Account:
     USED_UP += " ad blocker; if not, delete the client id in the portal and make a new one"
     REFUSED = "BMW refuses the sign-in ({}): start again for a new code, or check"
     REFUSED += " CARDATA_CLIENT_ID and " + SUBSCRIBE
+    RENEW_BEFORE_S = 60
     UNATTENDED_S = 30 * 60
 
     def __init__(self, settings: Settings, http: Http, store: Store, *, attended: bool) -> None:
@@ -463,21 +480,24 @@ class Account:
         if re.fullmatch("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", self._client_id):
             self._client_id = self._client_id.lower()  # a UUID, which BMW shows in upper case
         self._attended = attended  # by an owner who can be asked to sign in
-        self._signing_in: Iterator[TryAgain] | None = None
+        self._renewing: Iterator[TryAgain] | None = None
         store.things[f"CarData {self._client_id}"] = self
 
     def _oauth(self, what: str, path: str, **form: str) -> Answer:
         form = {"client_id": self._client_id, **form}
         return self._http.send(what, "POST", f"{self._url}/{path}", data=form, token="")
 
-    def renew(self) -> None:
-        """Get an access token. TryAgain while the owner is waited for."""
-        signing_in, self._signing_in = self._signing_in or self._sign_in(), None
-        for not_yet in signing_in:
-            self._signing_in = signing_in  # the next poll goes on where this one stops
+    def sign_in(self) -> None:
+        """See to a good access token. TryAgain while the owner is waited for."""
+        if time.time() < self.expires_s - self.RENEW_BEFORE_S:
+            self._renewing = None  # another process has been faster
+            return
+        renewing, self._renewing = self._renewing or self._renew(), None
+        if not_yet := next(renewing, None):
+            self._renewing = renewing  # the next poll goes on there; after an error it begins anew
             raise not_yet
 
-    def _sign_in(self) -> Iterator[TryAgain]:
+    def _renew(self) -> Iterator[TryAgain]:
         """With the refresh token, else by the owner; what is yielded is to be waited for."""
         for codes in itertools.count():
             if self.refresh_token and self._refreshed():
@@ -493,8 +513,9 @@ class Account:
 
     def _refreshed(self) -> bool:
         token = self.refresh_token
-        form = {"grant_type": "refresh_token", "refresh_token": token}
-        answer = self._oauth("a new token", "token", **form)
+        answer = self._oauth(
+            "a new token", "token", grant_type="refresh_token", refresh_token=token
+        )
         # Without an error of OAuth's own it was the gateway, and the refresh token is good.
         if answer.status not in (400, 401, 403) or "error" not in answer.json():
             self._keep_tokens(answer)
@@ -579,7 +600,6 @@ class CarData:
 
     NAME = "CarData"
     REQUESTS = 48
-    RENEW_BEFORE_S = 60
     CONTAINER_PAUSE_S = 6 * 60 * 60
     ENGINE = "vehicle.drivetrain.electricEngine."
     HEADER = "vehicle.drivetrain.batteryManagement.header"
@@ -611,21 +631,18 @@ class CarData:
     def poll(self) -> Reading:
         """Ask BMW once. TryAgain where there is no reading now, SignInFailed where never."""
         account, path = self._account, f"/vehicles/{self.vin}/telematicData"
-        if time.time() > account.expires_s - self.RENEW_BEFORE_S:
-            account.renew()
-        unknown = not account.container
+        account.sign_in()
+        seek = not account.container
         while True:
-            if unknown:
+            if seek:
                 self._find_container()
             query = {"containerId": account.container}
             try:
                 answer = self._send("the car's status", "GET", path, params=query)
                 break
             except TryAgain as problem:
-                unknown = problem.code in ("CU-105", "CU-121", "CU-122", "HTTP 400", "HTTP 404")
-                if unknown and self._pause_s() > 0:
-                    problem.wait_s = self._pause_s()  # else one would be made after the other
-                if not unknown or problem.wait_s:
+                seek = problem.code in ("CU-105", "CU-121", "CU-122", "HTTP 400", "HTTP 404")
+                if not seek or self._pause_s() > 0:  # else one would be made after the other
                     raise
         account.sought_s = 0.0
         data = mapping(answer.get("telematicData"))
@@ -691,7 +708,8 @@ class CarData:
             expired = expired or answer.status == 401 or code in ("CU-101", "CU-102", "CU-127")
             if renewed or not expired:
                 break
-            account.renew()
+            account.expires_s = 0.0
+            account.sign_in()
         if 200 <= answer.status < 300:
             return answer.json()
         raise self._refusal(answer, code)
@@ -705,7 +723,9 @@ class CarData:
             why = f"CarData says: {text} ({printable(code, hidden)}){self.ADVICE.get(code, '')}"
             problem.args = (why,)
         if code in ("CU-124", "CU-402", "CU-403"):
-            self._account.sought_s, problem.wait_s = time.time(), self.CONTAINER_PAUSE_S
+            self._account.sought_s = time.time()
+        if code in ("CU-105", "CU-121", "CU-122", "CU-124", "CU-402", "CU-403"):
+            problem.wait_s = self.CONTAINER_PAUSE_S
         if answer.status == 429 or code == "CU-429":
             problem.args = ("BMW says that CarData's 50 requests a day are used up",)
             problem.wait_s = min(3600, A_DAY_S - time.time() % A_DAY_S + 60)  # at 00:00 UTC
@@ -716,12 +736,12 @@ class CarData:
         """The car sends its charge when charging starts and ends; between, BMW predicts it."""
         entries = {name: mapping(entry) for name, entry in data.items()}
         values = {name: entry.get("value") for name, entry in entries.items()}
-        stamps = {name: utc(entry.get("timestamp")) for name, entry in entries.items()}
+        stamps = {name: utc(e["timestamp"]) for name, e in entries.items() if "timestamp" in e}
         plug = next((name for name in cls.PLUGS if values.get(name) in PLUG_WORDS), "")
-        plug_word, unplugged = word(values.get(plug)), stamps.get(plug)
+        plug_word, plug_at = word(values.get(plug)), stamps.get(plug)
         words = [word(values.get(name)) for name in (cls.HV_STATUS, cls.STATUS)]
         began = stamps.get(cls.STATUS)
-        if plug_word == "DISCONNECTED" and began and unplugged and unplugged >= began:
+        if plug_word == "DISCONNECTED" and began and plug_at and plug_at >= began:
             words = []  # the charge sticks
         status = status_of(0, words, plug_word)
         levels = [cls.HEADER, cls.DISPLAYED, cls.PREDICTED]
@@ -736,13 +756,11 @@ class CarData:
         # Not of hvStatus and the predicted charge, which BMW stamps anew with every answer.
         sent = (stamps.get(name) for name in (cls.HEADER, cls.DISPLAYED, cls.STATUS, plug))
         reported = max(filter(None, sent), default=None)
-        full_at = None
-        for name, least_unknown in ((cls.TO_FULL, A_DAY_S), (cls.REMAINING, 200)):
-            minutes = number(values.get(name), most=A_DAY_S / 60)
-            said = stamps.get(name) or reported
-            of_this_charge = not began or (said and said >= began)
-            if minutes is not None and minutes < least_unknown and of_this_charge:
-                full_at, began = min(said or now, now) + timedelta(minutes=minutes), said
+        full_at, newest = None, began
+        for name, most in ((cls.TO_FULL, A_DAY_S / 60), (cls.REMAINING, 199)):
+            minutes, said = number(values.get(name), most), stamps.get(name) or reported
+            if minutes is not None and (not newest or (said and said >= newest)):
+                full_at, newest = min(said or now, now) + timedelta(minutes=minutes), said
         distance = number(values.get(cls.RANGE), most=1000)
         named = word(entries.get(cls.RANGE, {}).get("unit")).lower()
         unit = {"": "km", "km": "km", "mi": "mi", "miles": "mi", "mls": "mi"}.get(named)
@@ -786,8 +804,8 @@ class Portal:
         for fresh in (False, True):
             if fresh or not self._access_token:
                 self._sign_in()
-            token, url = self._access_token, self._status_url
-            answer = self._http.send("the car's status", "GET", url, token=token)
+            token = self._access_token
+            answer = self._http.send("the car's status", "GET", self._status_url, token=token)
             if answer.status != 401:
                 break
         if answer.status == 401:
@@ -830,16 +848,19 @@ class Portal:
 
     @classmethod
     def reading_in(cls, car: Mapping[str, Any], now: datetime) -> Reading:
-        day_first = word(car.get("updateTime"))  # 27.02.2018 19:59:03 UTC
-        stamp = re.sub(r"(..)\.(..)\.(....) (.*) UTC", r"\3-\2-\1 \4", day_first)
-        same = {"unit": car.get("unitOfLength"), "timestamp": stamp}
-        said = {name: {**same, "value": car.get(field)} for name, field in cls.FIELDS.items()}
+        """In CarData's words."""
+        said = {name: {"value": car.get(field)} for name, field in cls.FIELDS.items()}
+        said[CarData.RANGE]["unit"] = car.get("unitOfLength")
+        updated = word(car.get("updateTime"))  # 27.02.2018 19:59:03 UTC
+        iso = re.sub(r"(..)\.(..)\.(....) (.*) UTC", r"\3-\2-\1 \4", updated)
+        said[CarData.HEADER]["timestamp"] = iso
         return CarData.reading_in(said, now)
 
 
 # --- What is worth telling ------------------------------------------------------------------
 STEP_PERCENT = 5
 SOON_MINUTES = 10
+FORGOTTEN_S = A_DAY_S + 60 * 60  # what is run once a day may be a little late
 LEAST_GAP_S = 600.0  # between two polls, where one is brought forward
 LONGEST_BACKOFF_S = 300
 
@@ -851,7 +872,7 @@ class ChargeWatch:
     """Decides what in a row of readings is news. What it knows outlasts the program."""
 
     def __init__(self, notify_at: float = 0) -> None:
-        self.seen_s = 0.0  # the minute of the last reading, as time.time(); 0 before the first
+        self.seen_s = 0.0  # time.time() of the last reading, to the minute: seldom a change to save
         self.charge = 0.0  # percent, then
         self.percent = ""  # as it was shown
         self.lowest = 0.0  # percent, since the last news
@@ -867,7 +888,7 @@ class ChargeWatch:
     def news(self, reading: Reading, now: datetime) -> list[tuple[Kind, str]]:
         """What is to be told, in this order, each with its message."""
         now_s = now.timestamp()
-        if now_s - self.seen_s > A_DAY_S:
+        if now_s - self.seen_s > FORGOTTEN_S:
             vars(self).update(vars(ChargeWatch(self._notify_at)))
         first, before, charge = not self.seen_s, self.status, reading.charge
         status = before if reading.status == "unknown" else reading.status
@@ -884,9 +905,10 @@ class ChargeWatch:
         found: list[tuple[Kind, str]] = []
         if not first and self.charge < self._notify_at <= charge and status != "full":
             found.append(("reached", f"{self._notify_at:.0f}% reached"))
-        clock, minutes = reading.full_clock(now), reading.minutes_to_full(now)
+        minutes = reading.minutes_to_full(now)
         if minutes is not None and minutes <= SOON_MINUTES:
-            found.append(("soon", f"Full in about {max(1, round(minutes))} min, at {clock}"))
+            about = f"Full in about {max(1, round(minutes))} min"
+            found.append(("soon", f"{about}, at {reading.full_clock(now)}"))
         if status == "full":
             full = f"Fully charged: {over}." if over else "Fully charged."
             found.append(("full", f"{full} The charging station can be freed."))
@@ -901,7 +923,7 @@ class ChargeWatch:
         news = [n for n in found if n[0] not in told and not (first and n[0] == "full")]
         self.told = {**{n[0]: charge for n in found if n[0] in ONCE_A_CHARGE}, **told}
         if not news and not first and round(charge - self.lowest, 6) >= STEP_PERCENT:
-            charged = f"{reading.percent} charged"
+            clock, charged = reading.full_clock(now), f"{reading.percent} charged"
             news.append(("step", f"{charged}, full about {clock}" if clock else charged))
         self.lowest = charge if news or first else min(self.lowest, charge)
         self.charging = status == "charging" or (self.charging and status == "waiting")
@@ -913,7 +935,8 @@ class ChargeWatch:
     def blind_since(self, now: datetime, interval_s: float) -> str:
         """Once, what to tell where a charge has not been heard of for too long; else ""."""
         silent_s = now.timestamp() - self.seen_s
-        if self.blind or self.status != "charging" or silent_s < max(2 * interval_s, 3600):
+        due = max(2 * interval_s, 3600) <= silent_s <= FORGOTTEN_S
+        if self.blind or self.status != "charging" or not due:
             return ""
         self.blind = True
         seen = datetime.fromtimestamp(self.seen_s)
@@ -1013,12 +1036,9 @@ def bar_of(charge: float, blocks: str) -> str:
 
 def json_line(reading: Reading, now: datetime) -> str:
     minutes = reading.minutes_to_full(now)
-    full_at = None if minutes is None else reading.full_at
-    values = {"time": now.isoformat(timespec="seconds"), **reading._asdict()}
-    values["minutes_to_full"] = minutes
-    values["full_at"] = full_at and full_at.isoformat(timespec="seconds")
-    values["reported"] = reading.reported and reading.reported.isoformat()
-    return json.dumps(values)
+    values = {"time": now, **reading._asdict(), "minutes_to_full": minutes}
+    values["full_at"] = None if minutes is None else reading.full_at
+    return json.dumps(values, default=lambda moment: moment.isoformat(timespec="seconds"))
 
 
 class ChargeLog:
@@ -1028,15 +1048,14 @@ class ChargeLog:
         self._line = json_line if as_json else plain_line
         self._terminal = sys.stdout.isatty() and not as_json and os.environ.get("TERM") != "dumb"
         self._blocks = "░▏▎▍▌▋▊▉█" if sys.stdout.encoding.lower().startswith("utf") else "-#"
-        self.works = True
+        self.works, self.unread = True, False  # where nobody reads it any more
         if self._terminal:
             self._write("\033[22;2t")  # puts the title aside that is there
 
     def write(self, reading: Reading, now: datetime) -> None:
-        """Write a line; BrokenPipeError where nobody reads the log any more."""
         line = self._line(reading, now)
         if self._terminal:
-            wide = (os.get_terminal_size(sys.stdout.fileno()).columns or 80) >= 70
+            wide = shutil.get_terminal_size().columns >= 70
             bar = bar_of(reading.charge, self._blocks) if wide else ""
             if bar and not os.environ.get("NO_COLOR"):
                 bar = f"\033[{COLOURS.get(reading.status, 2)}m{bar}\033[0m"
@@ -1059,7 +1078,7 @@ class ChargeLog:
             os.write(sys.stdout.fileno(), text.encode(sys.stdout.encoding, "replace"))
             self.works = True
         except BrokenPipeError:
-            raise
+            self.unread = True
         except OSError as error:
             if self.works:
                 logger.error("the log cannot be written (%s); going on without", error.strerror)
@@ -1142,10 +1161,9 @@ class Phone:
             request = {"to": name, "at_s": now.timestamp(), "message": message}
             self.waiting.append({**request, "body": body, "headers": headers})
 
-    def deliver(self, *, again: bool) -> None:
+    def deliver(self, store: Store, *, again: bool) -> None:
         """Post what waits, in order; where an address fails, the rest of its waits on."""
-        day_ago_s = time.time() - A_DAY_S
-        self.waiting = [r for r in self.waiting if r["at_s"] > day_ago_s and r["to"] in self._urls]
+        self.waiting = [r for r in self.waiting if r["at_s"] > time.time() - A_DAY_S]
         for name, host in self._hosts.items():
             for request in [r for r in self.waiting if r["to"] == name]:
                 try:
@@ -1156,6 +1174,7 @@ class Phone:
                         logger.error("%s%s", problem, "; it will be tried again" if again else "")
                     break
                 self.waiting.remove(request)
+                store.save()
                 told = " ".join(request["message"].split())
                 logger.info("%s was told: %s", host, told if len(told) <= 40 else f"{told[:39]}…")
 
@@ -1182,15 +1201,6 @@ class Phone:
 
 
 # --- The loop -------------------------------------------------------------------------------
-def clocks_s() -> tuple[float, float]:
-    """One stands still while the computer sleeps, the other can be set."""
-    return time.monotonic(), time.time()
-
-
-def passed_s(since_s: tuple[float, float]) -> float:
-    return max(now_s - then_s for now_s, then_s in zip(clocks_s(), since_s))
-
-
 def fault(problem: Exception) -> str:
     """Of our own: its text and traceback stay untold, for they could hold a secret."""
     frame, line_number = list(traceback.walk_tb(problem.__traceback__))[-1]
@@ -1227,13 +1237,13 @@ def run(
             if bell and sys.stderr.isatty():
                 print("\a", end="", file=sys.stderr, flush=True)
             desktop.show(message, sound=sound, click=click)
-        phone.deliver(again=again)
+        phone.deliver(store, again=again)
 
     while True:
         news: list[tuple[Kind, str]] = []
         click = ""
         exit_status = 1 if once else None
-        with store.turn():
+        with store:
             try:
                 reading = door.poll()
             except SignInFailed as problem:
@@ -1258,15 +1268,15 @@ def run(
                 wait_s = watch.next_poll_s(reading, now, door.interval_s)
                 if passed_s(due_s) > wait_s:
                     due_s = clocks_s()  # what it has missed is not made up for
-                if once or (until_full and reading.status == "full"):
+                if once or log.unread or (until_full and reading.status == "full"):
                     exit_status = 0 if log.works else 1
             tell(news, click, again=exit_status is None)
         if exit_status is not None:
             return exit_status
         while (left_s := wait_s - passed_s(due_s)) > 0:
             time.sleep(min(left_s, 60))
-            if left_s > 60:
-                with store.turn():
+            if wait_s > passed_s(due_s):
+                with store:
                     tell([], again=True)
         due_s = due_s[0] + wait_s, due_s[1] + wait_s
 
@@ -1277,16 +1287,16 @@ def start(arguments: argparse.Namespace, settings: Settings, env_file: Path) -> 
     http = Http()
     store = Store(None if demo else env_file.with_name(".i3charge.json"))
     given = settings.variables.get
-    old_door = (given("PASSWORD") or given("AUTH_CLIENT_ID")) and not given("CARDATA_CLIENT_ID")
-    door: CarData | Portal = (
-        Portal(settings, http) if old_door else CarData(settings, http, store, attended=not once)
-    )
+    if given("CARDATA_CLIENT_ID") or not (given("PASSWORD") or given("AUTH_CLIENT_ID")):
+        door: CarData | Portal = CarData(settings, http, store, attended=not once)
+    else:
+        door = Portal(settings, http)
     title = "BMW i3 (demo)" if demo else "BMW i3"
     phone = Phone(settings, http, title)
     form = "[1-9][0-9]?%?|0"
     notify_at = settings.text("NOTIFY_AT", "0", form=form, should="a charge from 1 to 99 percent")
     watch = ChargeWatch(float(notify_at.rstrip("%")))
-    store.things["phone"] = phone
+    store.things[f"phone of {env_file.name}"] = phone
     store.things[f"car {door.vin}"] = watch
     copy = "" if env_file.exists() else "copy .env.example to .env and fill it in; "
     settings.check(hint=f"{copy}README.md says where to get it; --demo needs no account")
@@ -1346,8 +1356,6 @@ def main() -> int:
         for line in error.args:
             logger.error("%s", line)
         return 2
-    except BrokenPipeError:
-        return 0
     except Exception as problem:  # noqa: BLE001 - no traceback, whatever it is
         logger.critical("%s", fault(problem))
         return 1
@@ -1387,9 +1395,9 @@ def simulated_bmw() -> Iterator[dict[str, str]]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}/"
         settings = dict.fromkeys(("USERNAME", "PASSWORD", "AUTH_CLIENT_ID"), "demo")
-        settings |= dict.fromkeys(("AUTH_BASE_URL", "CONNECTED_DRIVE_BASE_URL"), address)
+        urls = ("AUTH_BASE_URL", "CONNECTED_DRIVE_BASE_URL")
+        settings |= dict.fromkeys(urls, f"http://127.0.0.1:{server.server_port}/")
         settings |= {"AUTH_REDIRECT_URI": "demo:", "LOG_INTERVAL": "570"}
         yield {**settings, "VEHICLE_IDENTIFICATION_NUMBER": "WBY00000000000000"}
 

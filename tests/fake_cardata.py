@@ -469,7 +469,7 @@ class Client:
         settings.check(hint="")
 
     def poll(self) -> i3charge.Reading:
-        with self.store.turn():
+        with self.store:
             return self.door.poll()
 
     def problem(self) -> i3charge.TryAgain | None:

@@ -444,7 +444,7 @@ def table() -> None:
 class Owner:
     """Stands in for the log and the desktop, and hears what there is to tell."""
 
-    works = True  # the log
+    works, unread = True, False  # the log
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

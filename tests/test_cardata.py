@@ -445,13 +445,25 @@ def test_lasting_refusal_costs_one_request_a_try_and_no_containers_in_turn(
     assert methods(cardata) == "RLMR"
     clock.sleep(HOUR_S)
     problem = Client(cardata, file).refused()  # of another start, as --once
-    assert problem.wait_s == pytest.approx(5 * HOUR_S)
+    assert problem.wait_s == pytest.approx(6 * HOUR_S)
     assert methods(cardata) == "RLMRR"
     for _ in range(4):
         clock.sleep((problem.wait_s or 0) + 1)
         problem = Client(cardata, file).refused()
     assert methods(cardata) == "RLMRR" + "RLR" * 4
     assert len(cardata.containers) == 2
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_gateway_that_refuses_for_an_hour_costs_one_container_and_no_long_pause(
+    cardata: CarData, file: Path, status: int
+) -> None:
+    cardata.keep(file)
+    cardata.readings = [*[says(status)] * 4, telematic()]
+    client = Client(cardata, file)
+    assert [client.refused().wait_s for _ in range(3)] == [None] * 3
+    client.poll()
+    assert methods(cardata) == "RLMRRRR"
 
 
 def test_lasting_refusal_is_said_with_its_6_hours(
@@ -519,6 +531,22 @@ def test_every_request_is_counted_that_bmw_counts(
     client.poll()
     assert methods(cardata) == "RRRRLMR"
     assert len(cardata.kept(file)["requests_s"]) == cardata.spent == 7
+
+
+def test_request_is_on_disk_before_it_is_sent(cardata: CarData, file: Path) -> None:
+    """So that the program may end at any moment."""
+    kept: list[dict[str, Any]] = []
+
+    def look(handler: Any) -> None:
+        kept.append(cardata.kept(file))
+        handler.reply(200, telematic())
+
+    cardata.keep(file, container="")
+    cardata.containers.clear()
+    cardata.readings = [look]
+    Client(cardata, file).poll()
+    assert len(kept[0]["requests_s"]) == cardata.spent == 3
+    assert kept[0]["container"] == cardata.containers[0]["containerId"]
 
 
 def test_request_that_bmw_leaves_open_is_counted(

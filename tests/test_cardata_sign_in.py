@@ -388,6 +388,39 @@ def test_refused_refresh_reads_the_file_again(cardata: CarData, file: Path) -> N
     assert (cardata.refreshes, cardata.refused_refreshes) == (1, 0)
 
 
+def test_waiting_for_the_owner_costs_no_requests(
+    cardata: CarData, file: Path, clock: Clock
+) -> None:
+    """Where BMW has refused an access token that should have been good for longer."""
+    cardata.keep(file)
+    cardata.readings = [cardata.expire_token]
+    cardata.token_answers = [oauth_error(400, "invalid_grant")] * 2
+    cardata.pending = 5
+    client = Client(cardata, file)
+    client.refused()
+    assert LINK in client.refused().news
+    for _ in range(5):
+        assert str(client.refused()) == ""
+    assert cardata.spent == 1
+
+
+def test_sign_in_elsewhere_ends_the_wait_for_the_owner(
+    cardata: CarData, file: Path, clock: Clock
+) -> None:
+    cardata.pending = 10**6
+    logger_in_tmux = Client(cardata, file)
+    while logger_in_tmux.refused().wait_s != 30 * 60:
+        clock.sleep(301)
+    cardata.pending = 0
+    wait_for_reading(Client(cardata, file), clock)
+    codes = len(cardata.device_codes)
+    for _ in range(3):
+        logger_in_tmux.poll()
+        clock.sleep(3600)
+    assert len(cardata.device_codes) == codes
+    assert cardata.sign_ins == 1
+
+
 def test_request_before_a_refused_refresh_is_counted(cardata: CarData, file: Path) -> None:
     cardata.keep(file)
     cardata.readings = [cardata.expire_token]
@@ -537,7 +570,7 @@ def test_two_processes_share_one_sign_in_and_one_ledger(
 ) -> None:
     cardata.quota = 10**6
     cardata.lifetime_s = cardata.token_life_s = 0.3
-    constants = {"CarData.RENEW_BEFORE_S": 0, "CarData.REQUESTS": 10**6}
+    constants = {"Account.RENEW_BEFORE_S": 0, "CarData.REQUESTS": 10**6}
     scripts: list[Script] = []
     for _ in range(2):
         scripts.append(start(settings=cardata.settings(), constants=constants))

@@ -195,7 +195,8 @@ def test_line_suits_the_terminal(
         monkeypatch.context() as patched,
         os.fdopen(terminals[0].theirs, "w", encoding=encoding) as stdout,
     ):
-        patched.setattr(os, "environ", {"TERM": "xterm", **environment})
+        columns_of = {"COLUMNS": str(columns)}  # else of the terminal that runs the tests
+        patched.setattr(os, "environ", {"TERM": "xterm", **columns_of, **environment})
         patched.setattr(sys, "stdout", stdout)
         i3charge.ChargeLog(as_json=False).write(reading, i3charge.local_time())
         terminals[0].read_until("\n")

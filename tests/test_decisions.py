@@ -746,9 +746,12 @@ def test_the_message_of_a_charge_of_ones_own() -> None:
     assert messages(at(0, 79, "charging"), at(5, 81, "charging"), notify_at=80) == ["80% reached"]
 
 
-def test_what_is_older_than_a_day_is_forgotten() -> None:
-    assert len(messages(at(0, 62, "charging"), at(24 * 60 - 1, 100, "full"))) == 1
-    assert messages(at(0, 62, "charging"), at(24 * 60 + 2, 100, "full")) == []
+def test_what_is_older_than_a_day_is_forgotten_but_not_for_a_run_a_day() -> None:
+    assert len(messages(at(0, 62, "charging"), at(24 * 60 + 5, 100, "full"))) == 1
+    assert messages(at(0, 62, "charging"), at(25 * 60 + 2, 100, "full")) == []
+    watch = ChargeWatch()
+    watch.news(charging(62, 140), NOW)
+    assert watch.blind_since(after(26 * 60), 60) == ""
 
 
 def test_a_charge_that_is_not_heard_of_is_told_once() -> None:

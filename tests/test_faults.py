@@ -330,10 +330,10 @@ def test_ctrl_c_while_the_file_is_replaced(kept: Path, monkeypatch: pytest.Monke
     store.things["thing"] = thing
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(os, "replace", replace_and_interrupt)
-        with store.turn():
+        with store:
             thing.value = 2
     assert json.loads(kept.read_text()) == {"thing": {"value": 2}}
-    with store.turn():  # nobody holds the lock
+    with store:  # nobody holds the lock
         assert thing.value == 2
 
 
@@ -500,10 +500,12 @@ def test_clock_that_is_set_back_does_not_stretch_a_wait(clock: Clock) -> None:
     assert door.asked_awake_s == [0, 2400, 4800]
 
 
-def run_door(bmw: Bmw, clock: Clock, kept: Path, until_s: float) -> None:
+def run_door(
+    bmw: Bmw, clock: Clock, kept: Path, until_s: float, interval_ms: int = 2400000
+) -> None:
     """The real door, with the interval that CarData allows, in this process."""
     clock.events.append((until_s, clock.interrupt))
-    settings, store = Settings({**bmw.settings(), "LOG_INTERVAL": "2400000"}), Store(kept)
+    settings, store = Settings({**bmw.settings(), "LOG_INTERVAL": str(interval_ms)}), Store(kept)
     door: i3charge.Portal | i3charge.CarData
     if is_portal(bmw):
         door = i3charge.Portal(settings, Http())
@@ -540,8 +542,21 @@ def test_longer_retry_after_is_kept_to(
     assert next_tries(caplog) == ["50 min", "55 min"]
 
 
-def test_one_connection_is_kept(bmw: Bmw, clock: Clock, kept: Path) -> None:
-    bmw.readings = [charging(bmw, 60), reply(503), reply(503), charging(bmw, 60)]
-    run_door(bmw, clock, kept, until_s=40_000)
+@pytest.mark.parametrize(("interval_s", "most"), [(60, 1), (2400, 1000)])
+def test_one_connection_is_kept_but_not_over_a_long_wait(
+    bmw: Bmw, clock: Clock, kept: Path, interval_s: int, most: int
+) -> None:
+    """After which a router may have dropped it without a word."""
+    bmw.readings = [charging(bmw, 60), reply(418), charging(bmw, 60)]
+    run_door(bmw, clock, kept, until_s=16 * interval_s, interval_ms=interval_s * 1000)
     assert bmw.served > 10
-    assert len({request.connection for request in bmw.requests}) == 1
+    asked = [request.connection for request in bmw.requests if request.method == "GET"]
+    assert len(set(asked)) == min(most, len(asked))
+
+
+def test_nothing_is_told_of_a_night_that_the_computer_slept_through(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock.events = [(630, lambda: clock.jump(8 * 60 * 60))]
+    run_until_interrupted(Door(clock, 2400, 0, 0))
+    assert caplog.messages == []

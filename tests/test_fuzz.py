@@ -261,7 +261,7 @@ def test_any_store(name: str, content: bytes) -> None:
             store = Store(Path(folder, ".i3charge.json"))
             for section, thing in things.items():
                 store.things[section] = thing
-            with store.turn():
+            with store:
                 for section, thing in remembered().items():
                     kinds = {key: type(value) for key, value in vars(thing).items()}
                     found = vars(things[section])

@@ -18,7 +18,7 @@ from typing import Any, Callable
 
 import fake_cardata
 import pytest
-from conftest import Notifier, Script, Start, closing
+from conftest import Notifier, Script, Start, closing, write_settings
 from fake_bmw import Answer, Handler, Portal, Recorder, car, full_car
 
 import i3charge
@@ -375,6 +375,9 @@ def test_interrupt_ends_a_program_that_hangs(
 # --- On the phone ---------------------------------------------------------------------------
 
 
+NOT_KEPT = i3charge.Store(None)
+
+
 def phone_for(more: dict[str, str]) -> i3charge.Phone:
     return i3charge.Phone(i3charge.Settings(more), i3charge.Http(), "BMW i3")
 
@@ -401,7 +404,7 @@ def test_webhook_gets_all_fields_and_the_text_that_chats_show(
 ) -> None:
     phone = phone_for(addresses)
     tell(phone, "stopped", STOPPED)
-    phone.deliver(again=True)
+    phone.deliver(NOT_KEPT, again=True)
     (request,) = webhook.accepted
     assert (request.method, request.path) == ("POST", "/secret-hook")
     assert request.headers["Content-Type"] == "application/json"
@@ -424,7 +427,7 @@ def test_ntfy_gets_the_message_and_its_headers(addresses: dict[str, str], ntfy: 
     phone = phone_for(addresses)
     tell(phone, message="61 → 100%")
     phone.tell("error", "sign in", None, "https://example.com/link?code=1")
-    phone.deliver(again=True)
+    phone.deliver(NOT_KEPT, again=True)
     for request in ntfy.accepted:
         assert (request.method, request.path) == ("POST", "/secret-topic")
         assert request.headers["Title"] == "BMW i3"
@@ -484,7 +487,7 @@ def test_failed_delivery_is_said_once_and_made_up_for(
     phone = phone_for(addresses)
     tell(phone)
     for _ in range(4):
-        phone.deliver(again=True)
+        phone.deliver(NOT_KEPT, again=True)
     (line,) = failures_in(log)
     assert "127.0.0.1 " in line
     assert str(webhook.server_port) not in log.text
@@ -517,7 +520,7 @@ def test_the_reason_of_a_refusal_is_said_in_harmless_words(
     webhook.answers = [answer]
     phone = phone_for({"WEBHOOK_URL": f"{webhook.url}secret-hook"})
     tell(phone)
-    phone.deliver(again=False)
+    phone.deliver(NOT_KEPT, again=False)
     (line,) = failures_in(log)
     assert said in line
     assert line.isprintable()
@@ -534,7 +537,7 @@ def test_the_reason_of_a_refusal_holds_nothing_of_the_address(
     hook = "bot42:secret/secret-hook?key=secret%20key&to=to%207"
     phone = phone_for({"WEBHOOK_URL": webhook.url.replace("//", "//anna:secret-word@") + hook})
     tell(phone)
-    phone.deliver(again=True)
+    phone.deliver(NOT_KEPT, again=True)
     (line,) = failures_in(log)
     assert "400" in line
     assert said.lower() not in line.lower()
@@ -549,16 +552,16 @@ def test_an_address_that_fails_is_told_in_order_and_does_not_hold_up_the_other(
         phone = phone_for(addresses)
         tell(phone, message="first")
         tell(phone, message="second")
-        phone.deliver(again=True)
+        phone.deliver(NOT_KEPT, again=True)
         assert (late.messages(), prompt.messages()) == ([], ["first", "second"])
         tell(phone, message="third")
-        phone.deliver(again=True)
+        phone.deliver(NOT_KEPT, again=True)
         assert late.messages() == []
-        phone.deliver(again=True)
+        phone.deliver(NOT_KEPT, again=True)
         assert late.messages() == prompt.messages() == ["first", "second", "third"]
 
 
-def test_what_is_older_than_a_day_or_for_no_address_is_forgotten(
+def test_what_is_older_than_a_day_is_forgotten_and_what_has_no_address_waits(
     addresses: dict[str, str], webhook: Recorder, ntfy: Recorder
 ) -> None:
     phone = phone_for(addresses)
@@ -568,10 +571,10 @@ def test_what_is_older_than_a_day_or_for_no_address_is_forgotten(
     tell(phone, message="now")
     after_restart = phone_for({"WEBHOOK_URL": addresses["WEBHOOK_URL"]})
     after_restart.waiting = json.loads(json.dumps(phone.waiting))
-    after_restart.deliver(again=True)
+    after_restart.deliver(NOT_KEPT, again=True)
     assert webhook.messages() == ["now"]
     assert ntfy.requests == []
-    assert after_restart.waiting == []
+    assert [request["to"] for request in after_restart.waiting] == ["NTFY_URL"]
 
 
 def test_a_closed_port_is_an_ordinary_failure(log: pytest.LogCaptureFixture) -> None:
@@ -579,7 +582,7 @@ def test_a_closed_port_is_an_ordinary_failure(log: pytest.LogCaptureFixture) -> 
         bound.bind(("127.0.0.1", 0))
         phone = phone_for({"WEBHOOK_URL": f"http://127.0.0.1:{bound.getsockname()[1]}/secret"})
         tell(phone)
-        phone.deliver(again=True)
+        phone.deliver(NOT_KEPT, again=True)
     assert "127.0.0.1" in failures_in(log)[0]
     assert len(phone.waiting) == 1
 
@@ -592,8 +595,8 @@ def test_plain_http_is_allowed_and_only_the_host_is_named(
     phone = phone_for({"WEBHOOK_URL": url})
     webhook.answers = [fail]
     tell(phone)
-    phone.deliver(again=True)
-    phone.deliver(again=True)
+    phone.deliver(NOT_KEPT, again=True)
+    phone.deliver(NOT_KEPT, again=True)
     assert [request.path for request in webhook.requests] == [url] * 2
     assert "home.example" in log.text
     assert "8123" not in log.text
@@ -619,7 +622,7 @@ def test_accepted_is_accepted_whatever_the_body(
     webhook.answers = [body]
     phone = phone_for({"WEBHOOK_URL": webhook.url})
     tell(phone)
-    phone.deliver(again=True)
+    phone.deliver(NOT_KEPT, again=True)
     assert phone.waiting == failures_in(log) == []
 
 
@@ -682,6 +685,76 @@ def test_a_restart_at_95_percent_tells_of_full_and_of_what_was_left_over(
     assert watch(full(), full(), more=addresses, mac=True).interrupt() == 130
     assert ntfy.messages() == webhook.messages() == [STOPPED, FULL]
     assert terminal_notifier.messages()[-1] == FULL
+
+
+def test_news_is_told_once_even_if_the_program_is_killed_over_it(
+    watch: Watch,
+    portal: Portal,
+    start: Start,
+    terminal_notifier: Notifier,
+    webhook: Recorder,
+    addresses: dict[str, str],
+) -> None:
+    terminal_notifier.does("time.sleep(60)")
+    portal.readings = [charging("95.0"), full()]
+    more = {"WEBHOOK_URL": addresses["WEBHOOK_URL"]}
+    script = start(settings={**portal.settings(), **more}, mac=True)
+    terminal_notifier.wait_for_calls(1)
+    script.process.kill()
+    assert script.end() == -signal.SIGKILL
+    assert webhook.requests == []
+    terminal_notifier.does("")
+    assert watch(full(), full(), more=more, mac=True).interrupt() == 130
+    assert terminal_notifier.messages() == webhook.messages() == [FULL]
+
+
+def test_what_one_address_has_taken_is_on_disk_before_the_next_is_told(
+    watch: Watch,
+    portal: Portal,
+    start: Start,
+    webhook: Recorder,
+    ntfy: Recorder,
+    addresses: dict[str, str],
+) -> None:
+    webhook.answers = [silent]
+    portal.readings = [charging("95.0"), full()]
+    script = start(settings={**portal.settings(), **addresses})
+    webhook.wait_for(lambda: webhook.requests, "the webhook")
+    assert script.interrupt() == 130
+    assert watch(full(), full(), more=addresses).interrupt() == 130
+    assert ntfy.messages() == webhook.messages() == [FULL]
+
+
+def test_news_of_one_settings_file_is_not_sent_to_the_addresses_of_another(
+    portal: Portal,
+    start: Start,
+    tmp_path: Path,
+    webhook: Recorder,
+    addresses: dict[str, str],
+) -> None:
+    portal.logins = [refuse, None]
+    webhook.answers = [fail]
+    settings = {**portal.settings(), "WEBHOOK_URL": addresses["WEBHOOK_URL"]}
+    other = ("--once", "--env-file", str(write_settings(tmp_path / "other.env", settings)))
+    assert start(*other).end() == 1
+    assert start("--once", settings=settings).end() == 0
+    assert webhook.accepted == []
+    assert start(*other).end() == 0
+    assert events(webhook) == ["error"]
+
+
+def test_a_closed_pipe_loses_no_news(
+    portal: Portal, start: Start, webhook: Recorder, addresses: dict[str, str]
+) -> None:
+    portal.readings = [charging("95.0"), full()]
+    read_end, write_end = os.pipe()
+    more = {"WEBHOOK_URL": addresses["WEBHOOK_URL"], "LOG_INTERVAL": "1000"}
+    script = start(settings={**portal.settings(), **more}, stdout=write_end)
+    os.close(write_end)
+    with open(read_end) as reader:
+        assert "95%" in reader.readline()
+    assert script.end() == 0
+    assert webhook.messages() == [FULL]
 
 
 def test_a_refused_login_that_was_not_told_is_told_by_the_next_start(
