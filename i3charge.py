@@ -449,9 +449,8 @@ class Http:
             raise TryAgain(f"{why} ({type(error).__name__})", unsent=unsent) from None
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        status = response.status_code
-        logger.debug("asked %s for %s: HTTP %d, %d bytes", host, what, status, len(body))
-        return Answer(what, host, status, response.headers, body)
+        logger.debug("asked %s for %s: HTTP %d", host, what, response.status_code)
+        return Answer(what, host, response.status_code, response.headers, body)
 
 
 class Account:
@@ -469,7 +468,7 @@ class Account:
     def __init__(self, settings: Settings, http: Http, store: Store, *, attended: bool) -> None:
         self.access_token = self.refresh_token = ""
         self.expires_s = 0.0  # time.time() when the access token does
-        self.refusals = 0  # of the refresh token, in a row
+        self.refusals = 0  # of the refresh token, in a row; the second is for the owner to mend
         self.asked = False  # the owner, to sign in
         self.container = ""  # its id
         self.sought_s = 0.0  # time.time() when it was, if no reading has come since
@@ -513,9 +512,7 @@ class Account:
 
     def _refreshed(self) -> bool:
         token = self.refresh_token
-        answer = self._oauth(
-            "a new token", "token", grant_type="refresh_token", refresh_token=token
-        )
+        answer = self._oauth("a token", "token", grant_type="refresh_token", refresh_token=token)
         # Without an error of OAuth's own it was the gateway, and the refresh token is good.
         if answer.status not in (400, 401, 403) or "error" not in answer.json():
             self._keep_tokens(answer)
@@ -529,8 +526,7 @@ class Account:
         return False
 
     def _device_flow(self) -> Generator[TryAgain, None, bool]:
-        """Whether the owner has confirmed; if not, the code has expired."""
-        # RFC 8628, section 3.1, with the code challenge of RFC 7636, section 4.2
+        """RFC 8628, with RFC 7636: whether the owner has confirmed before the code expired."""
         verifier = secrets.token_urlsafe(64)
         digest = hashlib.sha256(verifier.encode()).digest()
         challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
@@ -545,14 +541,13 @@ class Account:
         address = said.get("verification_uri_complete") or said.get("verification_uri")
         if not all(map(is_token, (code, user_code, address))):
             raise answer.failure()
-        interval_s = number(said.get("interval"), most=300) or 5  # RFC 8628, section 3.2
+        interval_s = number(said.get("interval"), most=300) or 5  # section 3.2
         expires_s = time.time() + (number(said.get("expires_in"), most=A_DAY_S) or 300)
         news = f"to sign in at BMW, open\n{address}\nand confirm the code\n{user_code}"
         if self.asked:
             logger.warning("%s", news)
         news, self.asked = "" if self.asked else news, True
         yield TryAgain(wait_s=interval_s, news=news, click=address)
-        # RFC 8628, sections 3.4 and 3.5
         grant_type = "urn:ietf:params:oauth:grant-type:device_code"
         form = {"grant_type": grant_type, "device_code": word(code), "code_verifier": verifier}
         shaken = False  # by a fault of BMW's, after which it can refuse the code
@@ -753,7 +748,7 @@ class CarData:
             raise TryAgain("BMW's answer holds no charge between 0 and 100")
         if level != cls.PREDICTED:
             status = status_of(charge, words, plug_word)
-        # Not of hvStatus and the predicted charge, which BMW stamps anew with every answer.
+        # The car's own stamps: BMW stamps hvStatus and the predicted charge anew at every answer.
         sent = (stamps.get(name) for name in (cls.HEADER, cls.DISPLAYED, cls.STATUS, plug))
         reported = max(filter(None, sent), default=None)
         full_at, newest = None, began
@@ -1142,7 +1137,7 @@ class Phone:
 
     @property
     def hosts(self) -> str:
-        return ", ".join(self._hosts.values())
+        return ", ".join(self._hosts.values()) or "none"
 
     def tell(self, kind: Kind, message: str, reading: Reading | None, click: str) -> None:
         """Let it wait for `deliver`; some kinds of news are not for the phone."""
@@ -1311,9 +1306,8 @@ def start(arguments: argparse.Namespace, settings: Settings, env_file: Path) -> 
 
     signal.signal(signal.SIGINT, wind_up)
     if not once:
-        name = "simulated i3" if demo else door.NAME
-        every = f"every {duration(door.interval_s)} and when news is due"
-        logger.info("%s, %s. Phone: %s", name, every, phone.hosts or "none")
+        name, every = "simulated i3" if demo else door.NAME, duration(door.interval_s)
+        logger.info("%s, every %s and when news is due. Phone: %s", name, every, phone.hosts)
     try:
         return run(door, store, watch, log, Desktop(title), phone, once=once, until_full=demo)
     finally:
