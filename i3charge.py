@@ -411,7 +411,7 @@ class Http:
         self._used = clocks_s()
 
     def send(self, what: str, method: str, url: str, **options: Any) -> Answer:
-        """Send a request for `what`, with `options` for `requests.request`.
+        """Send a request for `what`, with `options` for `requests.Request`.
 
         A `token`, be it empty, keeps `~/.netrc` out. TryAgain where there is no answer, in our
         words, for those of requests hold the address; where the body breaks off it is empty.
@@ -422,29 +422,29 @@ class Http:
         host = urlsplit(url).hostname or ""
         why = f"no answer from {host} when asked for {what}"
         token, limit_s = options.pop("token", None), options.pop("limit_s", self.REQUEST_LIMIT_S)
-        options.update(stream=True, allow_redirects=False, timeout=(limit_s / 3, limit_s))
-        if is_loopback(url):
-            options["proxies"] = {"no_proxy": "*"}  # none leads back to here
+        session, timeout = self._session, (limit_s / 3, limit_s)
+        settings: Any = {"stream": True}
+        if not is_loopback(url):  # to which no proxy leads back
+            settings = session.merge_environment_settings(url, {}, True, None, None)
+        if token is not None:
+            options["auth"] = lambda request: request  # else that of `~/.netrc` would be taken
+        if token:
+            options["headers"] = {**options.get("headers", {}), "Authorization": f"Bearer {token}"}
 
         def expire(*_: object) -> None:
             raise TryAgain(f"{why} in time")
-
-        def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
-            if token:
-                request.headers["Authorization"] = f"Bearer {token}"
-            return request
 
         # The time-outs of a socket begin anew with every byte; this one does not.
         signal.signal(signal.SIGALRM, expire)
         signal.setitimer(signal.ITIMER_REAL, limit_s)
         try:
-            auth = None if token is None else authorize
-            with self._session.request(method, url, auth=auth, **options) as response:
+            request = session.prepare_request(requests.Request(method, url, **options))
+            # An adapter follows no redirect, and does not stumble over a malformed one.
+            with session.get_adapter(url).send(request, timeout=timeout, **settings) as response:
                 body = b""
                 with suppress(OSError, urllib3.exceptions.HTTPError, TryAgain):
                     body = response.raw.read(self.BODY_LIMIT_BYTES)
         except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
-            # ValueError: even a redirect that is not followed is parsed.
             unsent = isinstance(error, requests.ConnectionError)
             raise TryAgain(f"{why} ({type(error).__name__})", unsent=unsent) from None
         finally:
