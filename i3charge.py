@@ -1153,7 +1153,7 @@ class Phone:
         as_json = (json.dumps(webhook), {"Content-Type": "application/json"})
         for name in self._urls if tag else ():
             body, headers = (message, ntfy) if name == "NTFY_URL" else as_json
-            request = {"to": name, "at_s": now.timestamp(), "message": message}
+            request = {"to": name, "at_s": now.timestamp(), "message": " ".join(message.split())}
             self.waiting.append({**request, "body": body, "headers": headers})
 
     def deliver(self, store: Store, *, again: bool) -> None:
@@ -1170,7 +1170,7 @@ class Phone:
                     break
                 self.waiting.remove(request)
                 store.save()
-                told = " ".join(request["message"].split())
+                told = request["message"]
                 logger.info("%s was told: %s", host, told if len(told) <= 40 else f"{told[:39]}…")
 
     def _post(self, url: str, request: Mapping[str, Any]) -> None:
