@@ -1289,12 +1289,12 @@ def start(arguments: argparse.Namespace, settings: Settings, env_file: Path) -> 
     title = "BMW i3 (demo)" if demo else "BMW i3"
     phone = Phone(settings, http, title)
     form = "[1-9][0-9]?%?|0"
-    notify_at = settings.text("NOTIFY_AT", "0", form=form, should="a charge from 1 to 99 percent")
+    notify_at = settings.text("NOTIFY_AT", "0", form=form, should="a whole number from 1 to 99")
     watch = ChargeWatch(float(notify_at.rstrip("%")))
     store.things[f"phone of {env_file.name}"] = phone
     store.things[f"car {door.vin}"] = watch
     copy = "" if env_file.exists() else "copy .env.example to .env and fill it in; "
-    settings.check(hint=f"{copy}README.md says where to get it; --demo needs no account")
+    settings.check(hint=f"{copy}see Your own car in README.md; --demo needs no account")
     log = ChargeLog(as_json=arguments.json)
 
     def wind_up(interrupt: int = 0, _: object = None) -> None:
@@ -1344,8 +1344,8 @@ def main() -> int:
         if not arguments.demo:
             return start(arguments, Settings(variables, typos), path)
         with simulated_bmw() as simulated:
-            own = {name: variables.get(name, "") for name in ("NTFY_URL", "WEBHOOK_URL")}
-            return start(arguments, Settings({**simulated, **own}), path)
+            own = {n: variables.get(n, "") for n in ("NTFY_URL", "WEBHOOK_URL", "NOTIFY_AT")}
+            return start(arguments, Settings({**simulated, **own}, typos), path)
     except SettingsError as error:
         for line in error.args:
             logger.error("%s", line)

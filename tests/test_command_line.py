@@ -63,7 +63,7 @@ def test_demo_charges_to_full(
 ) -> None:
     """It tells the owner's phone, and leaves the owner's car alone."""
     environment = {"WEBHOOK_URL": webhook.url, "http_proxy": "http://127.0.0.1:9/"}
-    settings = {**portal.settings(), "NTFY_URL": f"{ntfy.url}secret"}
+    settings = {**portal.settings(), "NTFY_URL": f"{ntfy.url}secret", "NOTIFY_AT": "80"}
     script = start("--demo", settings=settings, mac=True, extra_env=environment)
     assert script.end(120) == 0
     charges = [int(line.split()[2].rstrip("%")) for line in script.stdout]
@@ -77,16 +77,26 @@ def test_demo_charges_to_full(
     armed = rf"simulated i3, every 1 s and when news is due\. Phone: {hosts}"
     told = r"127\.0\.0\.1 was told: .*"
     said = [line[21:] for line in script.stderr]
-    for pattern, line in zip((armed, soon, told, told, full, told, told), said):
+    reached = "80% reached"
+    for pattern, line in zip(
+        (armed, reached, told, told, soon, told, told, full, told, told), said
+    ):
         assert re.fullmatch(pattern, line), said
-    assert len(said) == 7
-    *steps, _, _ = terminal_notifier.messages()
-    assert [step.split("%")[0] for step in steps] == ["67", "73", "79", "85", "91", "97"]
-    for messages in (webhook.messages(), ntfy.messages(), terminal_notifier.messages()[6:]):
-        assert re.fullmatch(f"{soon}\n{full}", "\n".join(messages))
+    assert len(said) == 10
+    shown = terminal_notifier.messages()
+    assert [m.split("%")[0] for m in shown[:-2]] == ["67", "73", "79", "80", "86", "92"]
+    for messages in (webhook.messages(), ntfy.messages(), [reached, *shown[-2:]]):
+        assert re.fullmatch(f"{reached}\n{soon}\n{full}", "\n".join(messages))
     assert all("BMW i3 (demo)" in call for call in terminal_notifier.calls())
     assert portal.requests == []
     assert not kept.exists()
+
+
+def test_demo_checks_the_settings_that_it_uses(start: Start) -> None:
+    script = start("--demo", settings={"NTFY_ULR": "secret", "NOTIFY_AT": "many"})
+    assert script.end() == 2
+    assert script.stderr_with("NTFY_ULR is not a setting; did you mean NTFY_URL?") == 1
+    assert script.stderr_with("NOTIFY_AT should be a whole number") == 1
 
 
 def test_demo_runs_where_the_script_is_copied_alone(tmp_path: Path, env: dict[str, str]) -> None:
