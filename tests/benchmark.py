@@ -48,6 +48,7 @@ class Run:
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
         # Else a full pipe would hold the script back.
         self._first_line = threading.Event()

@@ -10,6 +10,7 @@ source are from part 2 of the project's notes on BMW's API.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import statistics
 import sys
@@ -426,6 +427,7 @@ def cell(late: Lateness, nights: int) -> str:
 
 def table() -> None:
     """In Markdown: how late each kind of news is, and the requests in the busiest 24 hours."""
+    logging.getLogger("i3charge").addHandler(logging.NullHandler())  # what it tells is counted here
     print("| night | polls | steps | soon | full | stopped | requests in 24 h |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, night in NIGHTS.items():
