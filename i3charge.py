@@ -121,7 +121,7 @@ class Settings:
 
     def url(self, name: str, default: str = "", *, secure: bool = True) -> str:
         """An address; a `secure` one, that secrets are sent to, is https or on this computer."""
-        value = self.variables.get(name) or default
+        value = (self.variables.get(name) or default).strip()
         with suppress(ValueError):
             parts = urlsplit(value)
             plain = not secure or is_loopback(value)
@@ -279,14 +279,14 @@ class Store:
         self.things: dict[str, object] = {}  # by name
         self._kept: dict[str, Any] = {}  # also of the cars and client ids of other settings
         self._text = b""  # of the file, as it was last seen
-        self._lock = 0
+        self._lock = -1
         self._works = True
 
     def __enter__(self) -> None:
         with suppress(OSError):  # some file systems have no locks
             if self._path:
-                flags = os.O_RDWR | os.O_CREAT
-                self._lock = self._lock or os.open(f"{self._path}.lock", flags, 0o600)
+                if self._lock < 0:
+                    self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.load()
 
@@ -295,7 +295,7 @@ class Store:
             self.save()
         finally:
             with suppress(OSError):
-                if self._lock:
+                if self._lock >= 0:
                     fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def load(self) -> None:
@@ -314,6 +314,7 @@ class Store:
                 self._kept = {f"CarData {old['client_id']}": old}
         except (OSError, ValueError, RecursionError):
             logger.error("%s cannot be used; going on without it", self._path.name)
+            self._text = b""
         for name, thing in self.things.items():
             kept, now = mapping(self._kept.get(name)), vars(thing)
             same = {key for key in now if key[0] != "_" and type(kept.get(key)) is type(now[key])}
@@ -535,7 +536,7 @@ class Account:
         if answer.status == 403:
             raise TryAgain(f"BMW does not let this client id in yet: {self.SUBSCRIBE}", wait_s=60)
         said = answer.json()
-        if answer.status in (400, 401):
+        if answer.status in (400, 401) and "error" in said:
             raise SignInFailed(self.REFUSED.format(printable(said.get("error"), [self._client_id])))
         code, user_code = said.get("device_code"), said.get("user_code")
         address = said.get("verification_uri_complete") or said.get("verification_uri")
@@ -568,6 +569,7 @@ class Account:
                 return True
             error = answer.json().get("error") or "authorization_pending"  # BMW has left it out
             if used_up or error == "invalid_grant" or (error == "access_denied" and shaken):
+                self.asked = False  # the owner believes that it is done
                 raise TryAgain(self.USED_UP, wait_s=60)
             if error == "expired_token":
                 break
@@ -736,8 +738,9 @@ class CarData:
         plug_word, plug_at = word(values.get(plug)), stamps.get(plug)
         words = [word(values.get(name)) for name in (cls.HV_STATUS, cls.STATUS)]
         began = stamps.get(cls.STATUS)
-        if plug_word == "DISCONNECTED" and began and plug_at and plug_at >= began:
-            words = []  # the charge sticks
+        sticks = plug_word == "DISCONNECTED" and began and plug_at and plug_at >= began
+        if sticks or words[-1] == "UNKNOWN":
+            words = []
         status = status_of(0, words, plug_word)
         levels = [cls.HEADER, cls.DISPLAYED, cls.PREDICTED]
         if status in ("charging", "waiting"):
@@ -804,8 +807,7 @@ class Portal:
             if answer.status != 401:
                 break
         if answer.status == 401:
-            why = "BMW does not accept the access token that it gave out itself"
-            raise TryAgain(why, least_s=self.LOGIN_PAUSE_S)
+            raise TryAgain("BMW does not accept the access token", least_s=self.LOGIN_PAUSE_S)
         if answer.status in (403, 404):
             raise TryAgain(f"BMW does not show this car (HTTP {answer.status}){CarData.CHECK_VIN}")
         if answer.status != 200:
@@ -835,11 +837,9 @@ class Portal:
             self._refusals_left = 3  # BMW's gateway has refused good logins for minutes
             return
         said = printable(error, [self._form["username"], self._form["password"]])
-        refused = f"BMW refuses the login ({said})"
+        why = f"BMW refuses the login ({said}): check USERNAME, PASSWORD and AUTH_CLIENT_ID"
         self._refusals_left -= 1
-        if self._refusals_left > 0:
-            raise TryAgain(refused)
-        raise SignInFailed(f"{refused}: check USERNAME, PASSWORD and AUTH_CLIENT_ID")
+        raise TryAgain(why) if self._refusals_left > 0 else SignInFailed(why)
 
     @classmethod
     def reading_in(cls, car: Mapping[str, Any], now: datetime) -> Reading:
@@ -871,7 +871,7 @@ class ChargeWatch:
         self.charge = 0.0  # percent, then
         self.percent = ""  # as it was shown
         self.lowest = 0.0  # percent, since the last news
-        self.status = "unknown"  # the last that was known
+        self.status: Status = "unknown"  # the last that was known
         self.charging = False  # or pausing: a charge is going on
         self.began_s = 0.0  # when that began; 0 where it was not seen
         self.began_at = ""  # in percent, as it was shown
@@ -885,9 +885,12 @@ class ChargeWatch:
         now_s = now.timestamp()
         if now_s - self.seen_s > FORGOTTEN_S:
             vars(self).update(vars(ChargeWatch(self._notify_at)))
-        first, before, charge = not self.seen_s, self.status, reading.charge
-        status = before if reading.status == "unknown" else reading.status
-        self._early = self._early if (charge, status) == (self.charge, before) else 0
+        first, before, minutes = not self.seen_s, self.status, reading.minutes_to_full(now)
+        charge, status = reading.charge, reading.status
+        if status == "unknown":  # which is no evidence that the charge has fallen
+            charge, status = max(charge, self.charge if self.charging else 0.0), before
+        if status != before or (charge != self.charge and minutes is not None):
+            self._early = 0
         said_s = min(reading.reported or now, now).timestamp()
         if status == "charging" and not self.charging:
             seen = not first and now_s - self.seen_s <= 2 * 60 * 60
@@ -900,7 +903,6 @@ class ChargeWatch:
         found: list[tuple[Kind, str]] = []
         if not first and self.charge < self._notify_at <= charge and status != "full":
             found.append(("reached", f"{self._notify_at:.0f}% reached"))
-        minutes = reading.minutes_to_full(now)
         if minutes is not None and minutes <= SOON_MINUTES:
             about = f"Full in about {max(1, round(minutes))} min"
             found.append(("soon", f"{about}, at {reading.full_clock(now)}"))
@@ -1059,7 +1061,6 @@ class ChargeLog:
         self._write(line + "\n")
 
     def title(self, text: str) -> None:
-        """Of the terminal, which tmux shows."""
         if self._terminal:
             self._write(f"\033]2;{text}\007")
 
@@ -1216,11 +1217,12 @@ def run(
 ) -> int:
     """Poll until something ends it; returns the exit status."""
     reading: Reading | None = None
-    failures, due_s = 0, clocks_s()  # when the poll was due
+    failures, wait_s, due_s = 0, 0.0, clocks_s()  # when the poll was due
 
     def tell(news: list[tuple[Kind, str]], click: str = "", *, again: bool) -> None:
         """Once: that it is told is on disk before anybody hears of it."""
-        if blind := watch.blind_since(local_time(), door.interval_s):
+        waking = failures == 1 and wait_s <= 60  # in a minute the network may be there
+        if not waking and (blind := watch.blind_since(local_time(), door.interval_s)):
             news = [*news, ("error", blind)]
         for kind, message in news:
             phone.tell(kind, message, reading, click)
@@ -1315,7 +1317,6 @@ def start(arguments: argparse.Namespace, settings: Settings, env_file: Path) -> 
 
 
 def main() -> int:
-    """Run the command line; returns the exit status."""
     logging.raiseExceptions = False  # a log that cannot be written is no reason to stop
     handler = logging.StreamHandler()
     terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
@@ -1366,7 +1367,6 @@ def simulated_bmw() -> Iterator[dict[str, str]]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            """The login."""
             self.rfile.read(int(self.headers["Content-Length"]))
             self.send_response(302)
             self.send_header("Location", "demo:#access_token=demo")

@@ -221,7 +221,7 @@ def test_plug_that_is_out_since_wins_over_a_charge_that_sticks(
                 "CHARGINGERROR": "error",
                 "CHARGINGENDED": "plugged in",
                 "NOCHARGING": "plugged in",
-                "UNKNOWN": "plugged in",
+                "UNKNOWN": "unknown",
             }.items()
         ),
     ],

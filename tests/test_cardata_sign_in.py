@@ -135,6 +135,16 @@ def test_code_outlasts_an_odd_answer(cardata: CarData, file: Path, answer: Any) 
     assert len(cardata.device_codes) == 1
 
 
+@pytest.mark.parametrize("status", [400, 401])
+def test_gateway_that_gives_no_code_does_not_end_the_program(
+    cardata: CarData, file: Path, status: int
+) -> None:
+    cardata.device_answers = [says(status, "<html>")]
+    client = Client(cardata, file)
+    assert str(client.refused())
+    assert LINK in client.refused().news
+
+
 def test_code_that_bmw_fails_over_is_replaced_a_minute_later(
     cardata: CarData, file: Path, clock: Clock
 ) -> None:
@@ -145,6 +155,7 @@ def test_code_that_bmw_fails_over_is_replaced_a_minute_later(
     for advice in ("private window", "ad blocker", "delete the client id"):
         assert advice in str(problem)
     assert len(cardata.device_codes) == 1
+    assert "CODE-2" in client.refused().news  # the owner is away, and believes that it is done
     wait_for_reading(client, clock)
     assert len(cardata.device_codes) == 2
 
@@ -532,6 +543,16 @@ def test_damaged_file_is_said_in_one_line(
     said = [message for message in log.messages if "cannot be used" in message]
     assert len(said) == 1
     assert "\n" not in said[0]
+
+
+def test_file_that_is_damaged_while_it_runs_is_written_anew(cardata: CarData, file: Path) -> None:
+    cardata.keep(file)
+    client = Client(cardata, file)
+    client.poll()
+    file.write_bytes(b"{")
+    with client.store:
+        pass
+    assert cardata.kept(file)["refresh_token"] == cardata.refresh_token
 
 
 def test_what_one_process_renews_the_other_uses(cardata: CarData, file: Path, clock: Clock) -> None:

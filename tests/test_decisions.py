@@ -649,6 +649,14 @@ def test_a_charge_of_ones_own_is_told_when_it_is_crossed_once_a_charge() -> None
     assert news(*stopped, watch=ChargeWatch(80)) == {1: "reached stopped"}
 
 
+def test_an_answer_without_words_in_a_charge_is_no_evidence_of_anything() -> None:
+    """Its charge is then the car's own, which is as old as the start of the charge."""
+    readings = [(79, "charging"), (82, "charging"), (52, "unknown"), (86, "charging")]
+    told = {1: "reached"}
+    assert news(*readings, watch=ChargeWatch(80)) == told  # type: ignore[arg-type]
+    assert news(*readings, (87, "charging"), watch=ChargeWatch(80)) == {**told, 4: "step"}
+
+
 def charging(charge: float, minutes_to_full: float | None, at: float = 0) -> Reading:
     full_at = None if minutes_to_full is None else after(at + minutes_to_full)
     return Reading(charge, "charging", full_at=full_at, reported=after(at))
@@ -803,6 +811,7 @@ def history_news(history: list[tuple[int, str, Any]]) -> list[list[str]]:
 
 def naive_news(history: list[tuple[int, str, Any]]) -> list[list[str]]:
     """The rules as they are written down, looked up in the whole history every time."""
+    history = list(history)
     told: list[list[str]] = []
     noted: dict[str, list[int]] = {"soon": [], "reached": [], "full": []}
     words: list[str] = []  # the last that was known, at each reading
@@ -822,6 +831,9 @@ def naive_news(history: list[tuple[int, str, Any]]) -> list[list[str]]:
         )
 
     for index, (tenths, word, minutes) in enumerate(history):
+        if word == "unknown" and is_going(index):  # its charge is no evidence of a fall
+            tenths = max(tenths, history[index - 1][0])
+            history[index] = (tenths, word, minutes)
         words.append(word if word != "unknown" or not words else words[-1])
         is_full = words[-1] == "full"
         before = words[-2] if index else ""
@@ -933,6 +945,14 @@ def test_two_polls_in_vain_are_followed_by_regular_ones_until_something_changes(
     calm = charging(61, None)
     assert [next_minutes(calm) for _ in range(5)] == [40] * 5
     assert next_minutes(calm._replace(full_at=after(195))) == 25
+
+
+def test_a_charge_that_creeps_on_when_it_should_be_full_does_not_drain_the_quota() -> None:
+    watch, waits = ChargeWatch(), []
+    for tenths in range(700, 720):
+        watch.news(reading := charging(tenths / 10, -30), NOW)
+        waits.append(watch.next_poll_s(reading, NOW, INTERVAL_S) / MINUTE)
+    assert waits == [10, 10, *[40] * 18]
 
 
 @pytest.mark.parametrize(

@@ -554,9 +554,17 @@ def test_one_connection_is_kept_but_not_over_a_long_wait(
     assert len(set(asked)) == min(most, len(asked))
 
 
+@pytest.mark.parametrize("first", [(), (TryAgain("no network yet", unsent=True),)])
 def test_nothing_is_told_of_a_night_that_the_computer_slept_through(
-    clock: Clock, caplog: pytest.LogCaptureFixture
+    clock: Clock, caplog: pytest.LogCaptureFixture, first: tuple[TryAgain, ...]
 ) -> None:
     clock.events = [(630, lambda: clock.jump(8 * 60 * 60))]
-    run_until_interrupted(Door(clock, 2400, 0, 0))
-    assert caplog.messages == []
+    run_until_interrupted(Door(clock, 2400, 0, *first, 0))
+    assert not any("No word" in message for message in caplog.messages)
+
+
+def test_two_turns_without_a_standard_input(bmw: Bmw, start: Start) -> None:
+    """Where the lock's file gets the number 0."""
+    script = start(settings=bmw.settings(), preexec_fn=lambda: os.close(0))
+    script.wait_for_readings(3)
+    assert script.interrupt() == 130

@@ -366,6 +366,10 @@ def test_where_secrets_are_sent_to_is_https_or_this_computer(url: str) -> None:
         assert (taken == url) is (url in allowed)
 
 
+def test_blanks_around_an_address_do_not_matter() -> None:
+    assert i3charge.Settings({"X": " https://bmw.example/ "}).url("X") == "https://bmw.example/"
+
+
 @pytest.mark.parametrize("name", [*BMW_URLS, *PHONE_URLS])
 def test_only_home_servers_have_http(name: str) -> None:
     variables = good(BMW_URLS.get(name, CARDATA))
