@@ -16,10 +16,12 @@ kept in `.i3charge.json` beside the settings.
 
 from __future__ import annotations
 
+import gc
 import signal
 import warnings
 
 if __name__ == "__main__":
+    gc.disable()  # until it has started, for there is nothing to collect
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of an interrupted import
     warnings.simplefilter("ignore")  # urllib3's, of the TLS library that macOS has
 
@@ -27,7 +29,6 @@ import argparse
 import base64
 import fcntl
 import hashlib
-import importlib
 import io
 import itertools
 import json
@@ -69,10 +70,7 @@ class SettingsError(Exception):
 
 
 def load_variables(path: Path, *, required: bool) -> tuple[dict[str, str], list[str]]:
-    """The environment's variables, overruled by those in the settings file; and its typos.
-
-    Desktops export a `USERNAME` of their own. SettingsError where the file is of no use.
-    """
+    """The environment's variables, overruled by those in the settings file; and its typos."""
     if not (required or path.exists()):
         return dict(os.environ), []
     try:
@@ -92,7 +90,7 @@ def load_variables(path: Path, *, required: bool) -> tuple[dict[str, str], list[
 
         if meant := difflib.get_close_matches(name.upper(), NAMES, 1, 0.86):
             typos.append(f"{name} is not a setting; did you mean {meant[0]}?")
-    return {**os.environ, **found}, typos
+    return {**os.environ, **found}, typos  # for desktops export a USERNAME of their own
 
 
 def is_loopback(url: str) -> bool:
@@ -860,7 +858,6 @@ LEAST_GAP_S = 600.0  # between two polls, where one is brought forward
 LONGEST_BACKOFF_S = 300
 
 Kind = Literal["step", "soon", "reached", "full", "paused", "stopped", "error"]
-ONCE_A_CHARGE = ("soon", "reached", "full")
 
 
 class ChargeWatch:
@@ -918,7 +915,7 @@ class ChargeWatch:
         below = 0.0 if status == "unplugged" else charge + STEP_PERCENT
         told = {kind: at for kind, at in self.told.items() if at < below}
         news = [n for n in found if n[0] not in told and not (first and n[0] == "full")]
-        self.told = {**{n[0]: charge for n in found if n[0] in ONCE_A_CHARGE}, **told}
+        self.told = {**{n[0]: charge for n in found if n[0] in ("soon", "reached", "full")}, **told}
         if not news and not first and round(charge - self.lowest, 6) >= STEP_PERCENT:
             clock, charged = reading.full_clock(now), f"{reading.percent} charged"
             news.append(("step", f"{charged}, full about {clock}" if clock else charged))
@@ -971,7 +968,6 @@ def retry_s(failures: int, problem: TryAgain, interval_s: float) -> float:
 
 # --- How it is told -------------------------------------------------------------------------
 NOTIFICATION_LIMIT_S = 10  # for each program that shows one and each address that is told
-STALE_REPORT = timedelta(minutes=5)
 COLOURS: dict[Status, int] = {"charging": 32, "full": 36, "waiting": 33, "error": 31}
 
 # The level in the log; ntfy's tag on the phone, which stays silent without one; a sound; and the
@@ -1005,7 +1001,7 @@ def in_words(reading: Reading, now: datetime) -> tuple[str, str, str]:
     """Range, time of day when full, and age of an old report; "" for what there is not."""
     distance = "" if reading.range is None else f"{int(reading.range)} {reading.range_unit}"
     age = now - reading.reported if reading.reported else timedelta()
-    stale = duration(age.total_seconds()) if age > STALE_REPORT else ""
+    stale = duration(age.total_seconds()) if age > timedelta(minutes=5) else ""
     return distance, reading.full_clock(now), stale
 
 
@@ -1109,10 +1105,11 @@ class Desktop:
     def _start(self, program: str, message: str, sound: str, click: str) -> subprocess.Popen[bytes]:
         if program == "pync":
             # Imported only here: where it cannot work it raises, and it always starts `which`.
-            notifier = importlib.import_module("pync").Notifier
+            import pync  # type: ignore[import-untyped]
+
             wanted = {"title": self._title, "group": "i3charge", "sound": sound, "open": click}
             options = {name: value for name, value in wanted.items() if value}
-            process: subprocess.Popen[bytes] = notifier.notify(message, **options)
+            process: subprocess.Popen[bytes] = pync.Notifier.notify(message, **options)
             return process
         script = "display notification (item 1 of argv) with title (item 2 of argv)"
         script += " sound name (item 3 of argv)" if sound else ""
@@ -1307,6 +1304,8 @@ def start(arguments: argparse.Namespace, settings: Settings, env_file: Path) -> 
             os._exit(130)
 
     signal.signal(signal.SIGINT, wind_up)
+    gc.freeze()
+    gc.enable()
     if not once:
         name, every = "simulated i3" if demo else door.NAME, duration(door.interval_s)
         logger.info("%s, every %s and when news is due. Phone: %s", name, every, phone.hosts)
@@ -1389,11 +1388,11 @@ def simulated_bmw() -> Iterator[dict[str, str]]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        settings = dict.fromkeys(("USERNAME", "PASSWORD", "AUTH_CLIENT_ID"), "demo")
-        urls = ("AUTH_BASE_URL", "CONNECTED_DRIVE_BASE_URL")
-        settings |= dict.fromkeys(urls, f"http://127.0.0.1:{server.server_port}/")
-        settings |= {"AUTH_REDIRECT_URI": "demo:", "LOG_INTERVAL": "570"}
-        yield {**settings, "VEHICLE_IDENTIFICATION_NUMBER": "WBY00000000000000"}
+        url = f"http://127.0.0.1:{server.server_port}/"
+        settings = {"AUTH_BASE_URL": url, "CONNECTED_DRIVE_BASE_URL": url, "LOG_INTERVAL": "570"}
+        settings |= dict.fromkeys(("USERNAME", "PASSWORD", "AUTH_CLIENT_ID"), "demo")
+        vin = {"VEHICLE_IDENTIFICATION_NUMBER": "WBY00000000000000"}
+        yield {**settings, **vin, "AUTH_REDIRECT_URI": "demo:"}
 
 
 if __name__ == "__main__":
