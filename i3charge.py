@@ -545,7 +545,8 @@ class Account:
         news = f"to sign in at BMW, open\n{address}\nand confirm the code\n{user_code}"
         if self.asked:
             logger.warning("%s", news)
-        news, self.asked = "" if self.asked else news, True
+            news = ""
+        self.asked = True
         yield TryAgain(wait_s=interval_s, news=news, click=address)
         grant_type = "urn:ietf:params:oauth:grant-type:device_code"
         form = {"grant_type": grant_type, "device_code": word(code), "code_verifier": verifier}
@@ -1391,8 +1392,8 @@ def simulated_bmw() -> Iterator[dict[str, str]]:
         url = f"http://127.0.0.1:{server.server_port}/"
         settings = {"AUTH_BASE_URL": url, "CONNECTED_DRIVE_BASE_URL": url, "LOG_INTERVAL": "570"}
         settings |= dict.fromkeys(("USERNAME", "PASSWORD", "AUTH_CLIENT_ID"), "demo")
-        vin = {"VEHICLE_IDENTIFICATION_NUMBER": "WBY00000000000000"}
-        yield {**settings, **vin, "AUTH_REDIRECT_URI": "demo:"}
+        settings |= {"AUTH_REDIRECT_URI": "demo:"}
+        yield {**settings, "VEHICLE_IDENTIFICATION_NUMBER": "WBY00000000000000"}
 
 
 if __name__ == "__main__":
