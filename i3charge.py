@@ -7,33 +7,40 @@
 #   "pync>=2.0.3,<3; sys_platform == 'darwin'",
 # ]
 # ///
-"""Log the charge of a BMW i3, and tell its owner when the charging station can be freed.
+"""Log the charge of a BMW i3, and tell its owner when the charging station is free.
 
-One line on stdout for each reading, everything else on stderr. Settings come from `.env`
-beside this file (see `.env.example`) and from the environment; what has to be remembered is
-kept in `.i3charge.json` beside the settings.
+The script polls BMW for the car's status. Each reading is a line on stdout; everything
+else goes to stderr, to notifications on this computer, and to the owner's phone.
+
+Settings come from `.env` beside this file, and from the environment. What has to
+outlast the program (the sign-in, the charge that goes on, what the phone has not heard
+yet) is kept in `.i3charge.json` beside the settings.
+
+The file reads from top to bottom: the settings, what a reading is, what is remembered,
+the two doors to BMW, what is news, how it is told, the loop, the command line.
 """
 
 from __future__ import annotations
 
-import gc
 import signal
 import warnings
 
 if __name__ == "__main__":
-    gc.disable()  # until it has started, for there is nothing to collect
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of an interrupted import
-    warnings.simplefilter("ignore")  # urllib3's, of the TLS library that macOS has
+    # A Ctrl-C during the imports below ends the program without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # urllib3 warns of the old TLS library that macOS has; the owner cannot change it.
+    warnings.simplefilter("ignore")
 
 import argparse
 import base64
+import dataclasses
 import fcntl
 import hashlib
 import io
-import itertools
 import json
 import logging
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -41,11 +48,22 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import (
+    IO,
+    Any,
+    Callable,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    Protocol,
+    TypeVar,
+)
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 try:
@@ -53,935 +71,346 @@ try:
     import urllib3
     from dotenv.parser import parse_stream
 except ImportError as missing:
-    sys.exit(f"i3charge: this Python has no {missing.name}; README.md says how to install it")
+    advice = "README.md says how to install it"
+    sys.exit(f"i3charge: this Python has no {missing.name}; {advice}")
 
-__version__ = "2.0.0"
+__version__ = "3.0.0"
 logger = logging.getLogger("i3charge")
 
-
-# --- The settings ---------------------------------------------------------------------------
-NAMES = """VEHICLE_IDENTIFICATION_NUMBER CARDATA_CLIENT_ID CARDATA_BASE_URL CARDATA_AUTH_BASE_URL
-LOG_INTERVAL NOTIFY_AT NTFY_URL WEBHOOK_URL USERNAME PASSWORD AUTH_CLIENT_ID AUTH_BASE_URL
-AUTH_REDIRECT_URI CONNECTED_DRIVE_BASE_URL""".split()
+A_MINUTE_S = 60.0
+AN_HOUR_S = 60 * A_MINUTE_S
+A_DAY_S = 24 * AN_HOUR_S
 
 
-class SettingsError(Exception):
-    """The settings cannot be used. Each argument is a line for the owner."""
+class CannotStart(Exception):
+    """The program ends before its first poll, after these lines for the owner."""
+
+    def __init__(self, lines: list[str], exit_status: int = 2) -> None:
+        super().__init__(*lines)
+        self.lines = lines
+        self.exit_status = exit_status
 
 
-def load_variables(path: Path, *, required: bool) -> tuple[dict[str, str], list[str]]:
-    """The environment's variables, overruled by those in the settings file; and its typos."""
-    if not (required or path.exists()):
-        return dict(os.environ), []
-    try:
-        bindings = list(parse_stream(io.StringIO(path.read_text(encoding="utf-8-sig"))))
-        if path.is_file() and path.stat().st_mode & 0o044:
-            logger.warning("other users can read the settings; mend it: chmod 600 '%s'", path)
-    except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or "it should be UTF-8 text"
-        raise SettingsError(f"{path} cannot be read: {why}") from None
-    should = "should be NAME=value (is a quote missing?)"
-    if broken := [f"{path}, line {b.original.line}: {should}" for b in bindings if b.error]:
-        raise SettingsError(*broken)
-    found = {binding.key: binding.value or "" for binding in bindings if binding.key}
-    typos = []
-    for name in sorted(found.keys() - set(NAMES)):
-        import difflib  # only here, for it is slow to import and seldom needed
+# --- The settings ---------------------------------------------------------------------
+REQUIRED_SETTINGS = {
+    "VEHICLE_IDENTIFICATION_NUMBER": "the car's 17 characters, in its papers",
+    "CARDATA_CLIENT_ID": "made in the My BMW portal, on the page BMW CarData",
+}
+OPTIONAL_SETTINGS = {
+    "NTFY_URL": "a topic for your phone: https://ntfy.sh/random-words",
+    "WEBHOOK_URL": "an address that gets the news as JSON",
+    "NOTIFY_AT": "a charge in percent that you want to hear of, such as 80",
+    "LOG_INTERVAL": "milliseconds between two readings; 2400000 if not set",
+    "CARDATA_BASE_URL": "CarData's address, if BMW moves it",
+    "CARDATA_AUTH_BASE_URL": "its sign-in's address, if BMW moves that",
+}
+# Used where PASSWORD or AUTH_CLIENT_ID is set, and CARDATA_CLIENT_ID is not.
+PORTAL_SETTINGS = {
+    "USERNAME": "the e-mail address of the ConnectedDrive account",
+    "PASSWORD": "its password",
+    "AUTH_CLIENT_ID": "the id that the portal's own page sent with its login",
+    "CONNECTED_DRIVE_BASE_URL": "the address of your country's portal",
+    "AUTH_BASE_URL": "the address of its login",
+    "AUTH_REDIRECT_URI": "where its login leads back to",
+}
+SETTING_NAMES = [*REQUIRED_SETTINGS, *OPTIONAL_SETTINGS, *PORTAL_SETTINGS]
 
-        if meant := difflib.get_close_matches(name.upper(), NAMES, 1, 0.86):
-            typos.append(f"{name} is not a setting; did you mean {meant[0]}?")
-    return {**os.environ, **found}, typos  # for desktops export a USERNAME of their own
+CARDATA_URL = "https://api-cardata.bmwgroup.com/"
+CARDATA_AUTH_URL = "https://customer.bmwgroup.com/gcdm/oauth/"
+CARDATA_INTERVAL_MS = 2_400_000
+PORTAL_URL = "https://www.bmw-connecteddrive.nl/api/"
+PORTAL_LOGIN_URL = "https://customer.bmwgroup.com/gcdm/oauth/authenticate"
+PORTAL_REDIRECT_URI = (
+    "https://www.bmw-connecteddrive.com/app/default/static/external-dispatch.html"
+)
+PORTAL_INTERVAL_MS = 60_000
+PORTAL_LEAST_INTERVAL_MS = 10_000
 
 
-def is_loopback(url: str) -> bool:
-    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
-
-
+@dataclass(frozen=True)
 class Settings:
-    """Takes single settings out of `variables`, and collects what is wrong with them.
+    """What the owner has set. What the door in use does not need is ""."""
 
-    `check` says it all in one go. No message holds a value, for it could be a mislaid password.
+    vin: str = ""
+    interval_s: float = 0.0  # between two regular polls
+    notify_at: float = 0.0  # percent; 0 for none
+    ntfy_url: str = ""
+    webhook_url: str = ""
+
+    client_id: str = ""  # at CarData; without one the door is the portal
+    cardata_url: str = ""
+    cardata_auth_url: str = ""
+
+    username: str = ""
+    password: str = ""
+    auth_client_id: str = ""
+    redirect_uri: str = ""
+    portal_url: str = ""
+    login_url: str = ""
+
+
+def read_settings_file(path: Path) -> dict[str, str]:
+    """The variables in a settings file; CannotStart where it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise CannotStart([f"{path} cannot be read: {error.strerror}"]) from None
+    except UnicodeError:
+        raise CannotStart([f"{path} cannot be read: it should be UTF-8 text"]) from None
+
+    if path.is_file() and mode & 0o066:
+        advice = f"mend it: chmod 600 '{path}'"
+        logger.warning("other users can read or change the settings; %s", advice)
+
+    bindings = list(parse_stream(io.StringIO(text)))
+    should = "should be NAME=value (is a quote missing?)"
+    broken = [
+        f"{path}, line {binding.original.line}: {should}"
+        for binding in bindings
+        if binding.error
+    ]
+    if broken:
+        raise CannotStart(broken)
+    return {binding.key: binding.value or "" for binding in bindings if binding.key}
+
+
+def setting_meant_by(name: str) -> str:
+    """The setting that an unknown name almost is; "" where it is like none."""
+    import difflib  # only here, for it is slow to import and seldom needed
+
+    # At 0.85, DATABASE_URL would be taken for CARDATA_BASE_URL.
+    meant = difflib.get_close_matches(name.upper(), SETTING_NAMES, n=1, cutoff=0.86)
+    return meant[0] if meant else ""
+
+
+def unknown_names(names: Iterable[str]) -> list[str]:
+    """Warn of names that are none of ours; returns what is wrong with the rest."""
+    problems = []
+    for name in sorted(set(names) - set(SETTING_NAMES)):
+        meant = setting_meant_by(name)
+        if meant:
+            problems.append(f"{name} is not a setting; did you mean {meant}?")
+        else:
+            logger.warning("%s is not a setting of i3charge", name)
+    return problems
+
+
+def load_settings(
+    variables: Mapping[str, str], problems: list[str], advice: str
+) -> Settings:
+    """Make settings of variables; CannotStart with all that is wrong, in one go.
+
+    `problems` were found before; the advice follows where a setting is missing.
+    """
+    checked = CheckedVariables(variables, problems)
+    settings = Settings(
+        vin=checked.vin(),
+        notify_at=checked.notify_at(),
+        ntfy_url=checked.ntfy_url(),
+        webhook_url=checked.url("WEBHOOK_URL", is_plain_allowed=True),
+    )
+    if is_portal(variables):
+        settings = with_portal(settings, checked)
+    else:
+        settings = with_cardata(settings, checked)
+
+    if checked.is_incomplete:
+        checked.problems.append(advice)
+    if checked.problems:
+        raise CannotStart(checked.problems)
+    return settings
+
+
+def is_portal(variables: Mapping[str, str]) -> bool:
+    """USERNAME is no sign of the portal, for many desktops export one."""
+    if variables.get("CARDATA_CLIENT_ID"):
+        return False
+    return bool(variables.get("PASSWORD") or variables.get("AUTH_CLIENT_ID"))
+
+
+def with_cardata(settings: Settings, variables: CheckedVariables) -> Settings:
+    url = variables.url("CARDATA_BASE_URL", CARDATA_URL)
+    least_ms = CARDATA_INTERVAL_MS
+    why = "CarData allows 50 requests a day"
+    return dataclasses.replace(
+        settings,
+        client_id=variables.client_id(),
+        cardata_url=url,
+        cardata_auth_url=variables.url("CARDATA_AUTH_BASE_URL", CARDATA_AUTH_URL),
+        interval_s=variables.interval_s(url, CARDATA_INTERVAL_MS, least_ms, why),
+    )
+
+
+def with_portal(settings: Settings, variables: CheckedVariables) -> Settings:
+    url = variables.url("CONNECTED_DRIVE_BASE_URL", PORTAL_URL)
+    least_ms = PORTAL_LEAST_INTERVAL_MS
+    why = "BMW blocks who asks faster"
+    return dataclasses.replace(
+        settings,
+        username=variables.text("USERNAME"),
+        password=variables.text("PASSWORD"),
+        auth_client_id=variables.text("AUTH_CLIENT_ID"),
+        redirect_uri=variables.text("AUTH_REDIRECT_URI", PORTAL_REDIRECT_URI),
+        portal_url=url,
+        login_url=variables.url("AUTH_BASE_URL", PORTAL_LOGIN_URL),
+        interval_s=variables.interval_s(url, PORTAL_INTERVAL_MS, least_ms, why),
+    )
+
+
+class CheckedVariables:
+    """Hands out single variables, and collects what is wrong with them.
+
+    No problem names a value, for it could be a mislaid password.
     """
 
-    def __init__(self, variables: Mapping[str, str], problems: Iterable[str] = ()) -> None:
-        self.variables = variables
+    def __init__(self, variables: Mapping[str, str], problems: list[str]) -> None:
+        self._variables = variables
         self.problems = list(problems)
+        self.is_incomplete = False
 
-    def text(self, name: str, default: str = "", *, form: str = ".*", should: str = "") -> str:
-        """A text in the `form` of a regular expression; without a default it is required."""
-        value = self.variables.get(name) or default
+    def text(self, name: str, default: str = "") -> str:
+        """Without a default, it is required."""
+        value = self._variables.get(name) or default
         if not value:
             self.problems.append(f"{name} is missing or empty")
-        elif not re.fullmatch(form, value, re.DOTALL):
-            self.problems.append(f"{name} should be {should}")
-            return default
+            self.is_incomplete = True
         return value
 
-    def url(self, name: str, default: str = "", *, secure: bool = True) -> str:
-        """An address; a `secure` one, that secrets are sent to, is https or on this computer."""
-        value = (self.variables.get(name) or default).strip()
-        with suppress(ValueError):
-            parts = urlsplit(value)
-            plain = not secure or is_loopback(value)
-            if not value or (parts.hostname and parts.scheme in ("https", plain and "http")):
-                return value
-        begins = "https://" if secure else "http:// or https://"
+    def url(
+        self, name: str, default: str = "", *, is_plain_allowed: bool = False
+    ) -> str:
+        """An address, or "". Secrets go to https only, or to this computer."""
+        value = (self._variables.get(name) or default).strip()
+        if not value or is_web_address(value, is_plain_allowed or is_loopback(value)):
+            return value
+        begins = "http:// or https://" if is_plain_allowed else "https://"
         self.problems.append(f"{name} should be an address that begins with {begins}")
-        return "https://invalid/stand-in"
+        return ""
+
+    def ntfy_url(self) -> str:
+        url = self.url("NTFY_URL", is_plain_allowed=True)
+        if url and not urlsplit(url).path.strip("/"):
+            example = "https://ntfy.sh/random-words"
+            self.problems.append(f"NTFY_URL should end with a topic: {example}")
+        return url
 
     def vin(self) -> str:
-        should = "17 letters and digits, none of them I, O or Q"
-        form = "[A-HJ-NPR-Za-hj-npr-z0-9]{17}"
-        return self.text("VEHICLE_IDENTIFICATION_NUMBER", form=form, should=should).upper()
+        name = "VEHICLE_IDENTIFICATION_NUMBER"
+        value = self.text(name).strip()
+        if value and len(value) != 17:
+            self.problems.append(
+                f"{name} should be 17 characters (this has {len(value)})"
+            )
+        elif value and not re.fullmatch("[A-HJ-NPR-Za-hj-npr-z0-9]{17}", value):
+            should = "17 letters and digits, none of them I, O or Q"
+            self.problems.append(f"{name} should be {should}")
+        return value.upper()
+
+    def client_id(self) -> str:
+        """A UUID in lower case: BMW shows it in upper case, but refuses it so."""
+        value = self.text("CARDATA_CLIENT_ID").strip()
+        uuid = "[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+        return value.lower() if re.fullmatch(uuid, value) else value
+
+    def notify_at(self) -> float:
+        value = self._variables.get("NOTIFY_AT") or "0"
+        if not re.fullmatch("[1-9][0-9]?%?|0", value):
+            self.problems.append("NOTIFY_AT should be a whole number from 1 to 99")
+            return 0.0
+        return float(value.rstrip("%"))
 
     def interval_s(self, url: str, default_ms: int, least_ms: int, why: str) -> float:
-        """`LOG_INTERVAL`, in seconds; raised to the least, but not where BMW is simulated."""
-        should = "a whole number of milliseconds from 1 to 99999999, 60000 for a minute"
-        form = "0*[1-9][0-9]{0,7}"
-        value_ms = int(self.text("LOG_INTERVAL", str(default_ms), form=form, should=should))
+        """LOG_INTERVAL in seconds; raised to the least, but not for a simulated BMW."""
+        value = self._variables.get("LOG_INTERVAL") or str(default_ms)
+        if not re.fullmatch("0*[1-9][0-9]{0,7}", value):
+            should = "a whole number of milliseconds, 60000 for a minute"
+            self.problems.append(f"LOG_INTERVAL should be {should}, at most 99999999")
+            return 0.0
+        value_ms = int(value)
         if value_ms < least_ms and not is_loopback(url):
-            logger.warning("LOG_INTERVAL is raised to %d: %s", least_ms, why)
+            raised = f"{least_ms} milliseconds ({duration(least_ms / 1000)})"
+            logger.warning("LOG_INTERVAL is raised to %s: %s", raised, why)
             value_ms = least_ms
         return value_ms / 1000
 
-    def check(self, *, hint: str) -> None:
-        """Say all that is wrong, and the hint where something is missing."""
-        if any("is missing" in problem for problem in self.problems):
-            self.problems.append(hint)
-        if self.problems:
-            raise SettingsError(*self.problems)
+
+def is_web_address(url: str, is_plain_allowed: bool) -> bool:
+    schemes = ("http", "https") if is_plain_allowed else ("https",)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in schemes and bool(parts.hostname)
 
 
-# --- A reading ------------------------------------------------------------------------------
-A_DAY_S = 24 * 60 * 60
+def is_loopback(url: str) -> bool:
+    try:
+        return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+    except ValueError:
+        return False
 
-Status = Literal["charging", "full", "waiting", "error", "plugged in", "unplugged", "unknown"]
+
+# --- A reading ------------------------------------------------------------------------
+Status = Literal[
+    "charging", "full", "waiting", "error", "plugged in", "unplugged", "unknown"
+]
+Source = Literal["the car", "BMW", "interpolated"]
 
 
-class Reading(NamedTuple):
+@dataclass(frozen=True)
+class Reading:
     """What the car has said, in the owner's words; None where it has not."""
 
     charge: float  # percent, 0 to 100, as the car's own display shows it
     status: Status
+    source: Source = "the car"  # of the charge
+    plugged: bool | None = None
     range: float | None = None  # in range_unit
     range_unit: str | None = None  # "km" or "mi"
-    full_at: datetime | None = None  # as BMW expects, and only while charging
+    full_at: datetime | None = None  # as the car expects, and only while charging
     reported: datetime | None = None  # when the car last said something of this
-    predicted: bool = False  # the charge is BMW's own computation
+    car_said: float | None = None  # percent, the car's own last word on its charge
+    car_said_at: datetime | None = None
+    end_reason: str = (
+        ""  # why the last charge ended, where the car says one that we know
+    )
+    end_reason_at: datetime | None = None
+
+    @property
+    def predicted(self) -> bool:
+        """Whether the charge is computed, by BMW or by us."""
+        return self.source != "the car"
 
     @property
     def percent(self) -> str:
-        """Rounded down: 99.6 % is not full."""
+        """Rounded down, for 99.6 % is not full; with a "~" where it is predicted."""
         return f"{'~' if self.predicted else ''}{int(self.charge)}%"
 
     def minutes_to_full(self, now: datetime) -> float | None:
-        """None where that is not known, or has passed: BMW repeats what it once expected."""
+        """None where that has passed, too: BMW repeats what the car once expected."""
         if self.full_at is None or self.full_at < now - timedelta(minutes=1):
             return None
         return max(0.0, round((self.full_at - now).total_seconds() / 60, 1))
 
     def full_clock(self, now: datetime) -> str:
-        """The time of day when it should be full; "" where that is not known, or has passed."""
+        """The time of day when it should be full; "" where that is not known."""
         if self.full_at is None or self.minutes_to_full(now) is None:
             return ""
         return f"{self.full_at.astimezone():%H:%M}"
 
-
-# The words of hvStatus and of the older fields. An unplugged car says INVALID and NOCHARGING,
-# and so may one that is plugged in.
-WORDS: dict[Status, str] = {
-    "charging": "CHARGING CHARGINGACTIVE",
-    "full": "FINISHED_FULLY_CHARGED",
-    "waiting": "WAITING_FOR_CHARGING INITIALIZATION CHARGINGPAUSED CHARGINGINTERRUPTED"
-    " CHARGINGDISRUPTED",
-    "error": "ERROR CHARGINGERROR",
-    "plugged in": "NOT_CHARGING FINISHED_NOT_FULL CHARGINGENDED",
-    "unknown": "INVALID NOCHARGING",
-}
-STATUS_WORDS = {word: status for status, words in WORDS.items() for word in words.split()}
-PLUG_WORDS = ("CONNECTED", "DISCONNECTED")
+    def said_s(self, now: datetime) -> float:
+        """The time.time() of which this reading tells."""
+        return min(self.reported or now, now).timestamp()
 
 
-def status_of(charge: float, words: Iterable[str], plug_word: str) -> Status:
-    """One status out of BMW's `words` on the charge, the best first, and its word on the plug.
-
-    A car at 100 % can still be charging, and one that is plugged in may be: where no word is
-    known, that the plug is connected proves nothing.
-    """
-    known = [STATUS_WORDS[word] for word in words if word in STATUS_WORDS]
-    said = next((status for status in known if status != "unknown"), None)
-    unplugged = plug_word == "DISCONNECTED"
-    if said == "charging":
-        return "charging"
-    if charge >= 100 and (known or unplugged):
-        return "full"
-    if unplugged:
-        return "unplugged"
-    return said or ("plugged in" if known and plug_word == "CONNECTED" else "unknown")
-
-
-def number(value: object, most: float) -> float | None:
-    """A number from 0 to `most` out of what BMW sent; None if it is no such number."""
-    if isinstance(value, (str, int, float)):
-        value = str(value).strip()
-        if re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,20})?", value) and float(value) <= most:
-            return float(value)
-    return None
-
-
-def utc(value: object) -> datetime | None:
-    """An ISO 8601 time; one without an offset is in UTC already."""
-    with suppress(ValueError, OverflowError):
-        moment = datetime.fromisoformat(word(value).replace("Z", "+00:00"))
-        aware = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-        return aware.astimezone(timezone.utc)
-    return None
-
-
-def local_time() -> datetime:
+def local_now() -> datetime:
     return datetime.fromtimestamp(time.time()).astimezone()
 
 
-def clocks_s() -> tuple[float, float]:
-    """One stands still while the computer sleeps, the other can be set."""
-    return time.monotonic(), time.time()
-
-
-def passed_s(since_s: tuple[float, float]) -> float:
-    return max(now_s - then_s for now_s, then_s in zip(clocks_s(), since_s))
-
-
-def word(value: object) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def printable(value: object, hidden: Iterable[str]) -> str:
-    """What BMW sent, as short and harmless text on one line, without the `hidden` secrets."""
-    text = word(value)
-    for secret in sorted(filter(None, hidden), key=len, reverse=True):
-        text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)
-    text = " ".join(text.split())
-    return "".join(c if c.isprintable() else "?" for c in text)[:200] or "no reason given"
-
-
-# --- What is remembered ---------------------------------------------------------------------
-class Store:
-    """Keeps the public attributes of objects in a file; `with` it, processes take turns."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path  # without one nothing is kept
-        self.things: dict[str, object] = {}  # by name
-        self._kept: dict[str, Any] = {}  # also of the cars and client ids of other settings
-        self._text = b""  # of the file, as it was last seen
-        self._lock = -1
-        self._works = True
-
-    def __enter__(self) -> None:
-        with suppress(OSError):  # some file systems have no locks
-            if self._path:
-                if self._lock < 0:
-                    self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-                fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self.load()
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self.save()
-        finally:
-            with suppress(OSError):
-                if self._lock >= 0:
-                    fcntl.flock(self._lock, fcntl.LOCK_UN)
-
-    def load(self) -> None:
-        """Take over what another process, or an earlier start, has saved."""
-        if not self._path:
-            return
-        try:
-            text = self._path.read_bytes()
-            if text == self._text:
-                return
-            self._text, self._kept = text, mapping(json.loads(text))
-        except FileNotFoundError:
-            with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
-                # Of version 1, which kept nothing but the sign-in.
-                old = json.loads(self._path.with_name(".cardata.json").read_bytes())
-                self._kept = {f"CarData {old['client_id']}": old}
-        except (OSError, ValueError, RecursionError):
-            logger.error("%s cannot be used; going on without it", self._path.name)
-            self._text = b""
-        for name, thing in self.things.items():
-            kept, now = mapping(self._kept.get(name)), vars(thing)
-            same = {key for key in now if key[0] != "_" and type(kept.get(key)) is type(now[key])}
-            now.update((key, kept[key]) for key in same)
-
-    def save(self) -> None:
-        """What has changed is on disk, whole, before anything is done with it."""
-        kept = dict(self._kept)
-        for name, thing in self.things.items():
-            kept[name] = {key: value for key, value in vars(thing).items() if key[0] != "_"}
-        text = json.dumps(kept).encode()
-        if not self._path or text == self._text:
-            return
-        aside = self._path.with_name(self._path.name + ".new")
-        try:
-            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, self._path)
-            self._path.with_name(".cardata.json").unlink(missing_ok=True)
-            self._text, self._kept, self._works = text, kept, True
-        except OSError as error:
-            if self._works:
-                logger.error("%s cannot be written (%s)", self._path, error.strerror)
-            self._works = False
-
-
-# --- The door: where readings come from -----------------------------------------------------
-class TryAgain(Exception):
-    """There is no reading now: go on. Without a reason nothing has failed."""
-
-    wait_s: float | None = None  # until the next try; else the longer, the more has failed
-    least_s = 0.0  # of such a wait
-    unsent = False  # it did not get through to BMW, and has cost it nothing
-    code = ""  # CarData's, or that of HTTP
-    news = click = ""  # for the owner, wherever that is, and an address to open
-
-    def __init__(self, why: str = "", **details: Any) -> None:
-        super().__init__(why)
-        vars(self).update(details)
-
-
-class SignInFailed(Exception):
-    """Only the owner can mend the sign-in, and asking again could lock the account: stop."""
-
-
-class Answer(NamedTuple):
-    what: str  # it answers
-    host: str
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    def json(self) -> dict[str, Any]:
-        """The JSON object in the body; an empty one where there is none."""
-        # RecursionError: nested too deeply. ValueError: no JSON, no UTF-8, too long a number.
-        with suppress(ValueError, RecursionError):
-            return mapping(json.loads(self.body))
-        return {}
-
-    def failure(self) -> TryAgain:
-        """Why this is not the answer that was hoped for."""
-        why = "is out of order" if self.status >= 500 else "gave no useful answer"
-        least_s = 0.0
-        with suppress(urllib3.exceptions.HTTPError, ValueError, TypeError, OverflowError):
-            least_s = urllib3.Retry().parse_retry_after(self.headers.get("Retry-After", ""))
-        why = f"{self.host} {why} when asked for {self.what} (HTTP {self.status})"
-        return TryAgain(why, least_s=min(least_s, 3600))
-
-
-def log_values(values: Mapping[str, object], vin: str) -> None:
-    """What a reading is made of, for --verbose; not the car's position."""
-    if logger.isEnabledFor(logging.DEBUG):
-        for name in filter(re.compile("harg|Range|onnector|pdateTime|header").search, values):
-            logger.debug("  %s", printable(f"{name}: {json.dumps(values[name])}", [vin]))
-
-
-def is_token(value: object) -> bool:
-    """Whether it can stand in an Authorization header."""
-    return bool(re.fullmatch(r"[\x21-\x7e]+", word(value)))
-
-
-class Http:
-    """Sends one request at a time, over one kept connection per host."""
-
-    REQUEST_LIMIT_S = 30.0
-    BODY_LIMIT_BYTES = 1 << 20  # the recorded vehicle statuses have some 3,500
-
-    def __init__(self) -> None:
-        self._session = requests.Session()
-        # Compressed, a small body could become a huge one in memory.
-        headers = {"User-Agent": f"i3charge/{__version__}", "Accept-Encoding": "identity"}
-        self._session.headers.update(headers)
-        self._used = clocks_s()
-
-    def send(self, what: str, method: str, url: str, **options: Any) -> Answer:
-        """Send a request for `what`, with `options` for `requests.Request`.
-
-        A `token`, be it empty, keeps `~/.netrc` out. TryAgain where there is no answer, in our
-        words, for those of requests hold the address; where the body breaks off it is empty.
-        """
-        if passed_s(self._used) > 90:
-            self._session.close()  # the other side may have, while this computer was asleep
-        self._used = clocks_s()
-        host = urlsplit(url).hostname or ""
-        why = f"no answer from {host} when asked for {what}"
-        token, limit_s = options.pop("token", None), options.pop("limit_s", self.REQUEST_LIMIT_S)
-        session, timeout = self._session, (limit_s / 3, limit_s)
-        settings: Any = {"stream": True}
-        if not is_loopback(url):  # to which no proxy leads back
-            settings = session.merge_environment_settings(url, {}, True, None, None)
-        if token is not None:
-            options["auth"] = lambda request: request  # else that of `~/.netrc` would be taken
-        if token:
-            options["headers"] = {**options.get("headers", {}), "Authorization": f"Bearer {token}"}
-
-        def expire(*_: object) -> None:
-            raise TryAgain(f"{why} in time")
-
-        # The time-outs of a socket begin anew with every byte; this one does not.
-        signal.signal(signal.SIGALRM, expire)
-        signal.setitimer(signal.ITIMER_REAL, limit_s)
-        try:
-            request = session.prepare_request(requests.Request(method, url, **options))
-            # An adapter follows no redirect, and does not stumble over a malformed one.
-            with session.get_adapter(url).send(request, timeout=timeout, **settings) as response:
-                body = b""
-                with suppress(OSError, urllib3.exceptions.HTTPError, TryAgain):
-                    body = response.raw.read(self.BODY_LIMIT_BYTES)
-        except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
-            unsent = isinstance(error, requests.ConnectionError)
-            raise TryAgain(f"{why} ({type(error).__name__})", unsent=unsent) from None
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        logger.debug("asked %s for %s: HTTP %d", host, what, response.status_code)
-        return Answer(what, host, response.status_code, response.headers, body)
-
-
-class Account:
-    """A client id at CarData: what is remembered of it, and its sign-in with OAuth 2.0."""
-
-    SCOPE = "authenticate_user openid cardata:api:read"
-    SUBSCRIBE = "in the My BMW portal, subscribe the client id to the CarData API"
-    USED_UP = "BMW has failed over this code; it works more often in a private window without an"
-    USED_UP += " ad blocker; if not, delete the client id in the portal and make a new one"
-    REFUSED = "BMW refuses the sign-in ({}): start again for a new code, or check"
-    REFUSED += " CARDATA_CLIENT_ID and " + SUBSCRIBE
-    RENEW_BEFORE_S = 60
-    UNATTENDED_S = 30 * 60
-
-    def __init__(self, settings: Settings, http: Http, store: Store, *, attended: bool) -> None:
-        self.access_token = self.refresh_token = ""
-        self.expires_s = 0.0  # time.time() when the access token does
-        self.refusals = 0  # of the refresh token, in a row; the second is for the owner to mend
-        self.asked = False  # the owner, to sign in
-        self.container = ""  # its id
-        self.sought_s = 0.0  # time.time() when it was, if no reading has come since
-        self.requests_s: list[float] = []  # time.time() of each in the last 24 hours
-        url = settings.url("CARDATA_AUTH_BASE_URL", "https://customer.bmwgroup.com/gcdm/oauth/")
-        self._url, self._http, self._store = url.rstrip("/"), http, store
-        self._client_id = settings.text("CARDATA_CLIENT_ID")
-        if re.fullmatch("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", self._client_id):
-            self._client_id = self._client_id.lower()  # a UUID, which BMW shows in upper case
-        self._attended = attended  # by an owner who can be asked to sign in
-        self._renewing: Iterator[TryAgain] | None = None
-        store.things[f"CarData {self._client_id}"] = self
-
-    def _oauth(self, what: str, path: str, **form: str) -> Answer:
-        form = {"client_id": self._client_id, **form}
-        return self._http.send(what, "POST", f"{self._url}/{path}", data=form, token="")
-
-    def sign_in(self) -> None:
-        """See to a good access token. TryAgain while the owner is waited for."""
-        if time.time() < self.expires_s - self.RENEW_BEFORE_S:
-            self._renewing = None  # another process has been faster
-            return
-        renewing, self._renewing = self._renewing or self._renew(), None
-        if not_yet := next(renewing, None):
-            self._renewing = renewing  # the next poll goes on there; after an error it begins anew
-            raise not_yet
-
-    def _renew(self) -> Iterator[TryAgain]:
-        """With the refresh token, else by the owner; what is yielded is to be waited for."""
-        for codes in itertools.count():
-            if self.refresh_token and self._refreshed():
-                return
-            if not self._attended:
-                advice = "CarData needs a sign-in: run i3charge.py once by hand, without --once"
-                raise TryAgain(news=advice) if self.refusals == 2 else TryAgain(advice)
-            if codes >= 3:
-                why = "nobody has confirmed the sign-in; a new start gives a new code at once"
-                yield TryAgain(why, wait_s=self.UNATTENDED_S)
-            if (yield from self._device_flow()):
-                return
-
-    def _refreshed(self) -> bool:
-        token = self.refresh_token
-        answer = self._oauth("a token", "token", grant_type="refresh_token", refresh_token=token)
-        # Without an error of OAuth's own it was the gateway, and the refresh token is good.
-        if answer.status not in (400, 401, 403) or "error" not in answer.json():
-            self._keep_tokens(answer)
-            return True
-        self._store.load()  # a process without the lock may have been faster
-        if self.refresh_token != token:
-            return self._refreshed()
-        self.refusals += 1
-        if self.refusals == 1:  # BMW has refused good ones while it was out of order
-            raise TryAgain("BMW does not renew the sign-in; it is asked once more")
-        return False
-
-    def _device_flow(self) -> Generator[TryAgain, None, bool]:
-        """RFC 8628, with RFC 7636: whether the owner has confirmed before the code expired."""
-        verifier = secrets.token_urlsafe(64)
-        digest = hashlib.sha256(verifier.encode()).digest()
-        challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
-        form = {"response_type": "device_code", "scope": self.SCOPE, "code_challenge": challenge}
-        answer = self._oauth("a sign-in", "device/code", **form, code_challenge_method="S256")
-        if answer.status == 403:
-            raise TryAgain(f"BMW does not let this client id in yet: {self.SUBSCRIBE}", wait_s=60)
-        said = answer.json()
-        if answer.status in (400, 401) and "error" in said:
-            raise SignInFailed(self.REFUSED.format(printable(said.get("error"), [self._client_id])))
-        code, user_code = said.get("device_code"), said.get("user_code")
-        address = said.get("verification_uri_complete") or said.get("verification_uri")
-        if not all(map(is_token, (code, user_code, address))):
-            raise answer.failure()
-        interval_s = number(said.get("interval"), most=300) or 5  # section 3.2
-        expires_s = time.time() + (number(said.get("expires_in"), most=A_DAY_S) or 300)
-        news = f"to sign in at BMW, open\n{address}\nand confirm the code\n{user_code}"
-        if self.asked:
-            logger.warning("%s", news)
-            news = ""
-        self.asked = True
-        yield TryAgain(wait_s=interval_s, news=news, click=address)
-        grant_type = "urn:ietf:params:oauth:grant-type:device_code"
-        form = {"grant_type": grant_type, "device_code": word(code), "code_verifier": verifier}
-        shaken = False  # by a fault of BMW's, after which it can refuse the code
-        while time.time() < expires_s:
-            try:
-                answer = self._oauth("the tokens", "token", **form)
-                used_up = b"keymanagement.service.invalid_access_token" in answer.body
-                if answer.status not in (200, 400, 401, 403) and not used_up:
-                    raise answer.failure()
-            except TryAgain as problem:
-                shaken, interval_s = True, interval_s + 5
-                problem.wait_s = interval_s
-                yield problem
-                continue
-            if answer.status == 200:
-                self._keep_tokens(answer)
-                logger.info("signed in at BMW")
-                return True
-            error = answer.json().get("error") or "authorization_pending"  # BMW has left it out
-            if used_up or error == "invalid_grant" or (error == "access_denied" and shaken):
-                self.asked = False  # the owner believes that it is done
-                raise TryAgain(self.USED_UP, wait_s=60)
-            if error == "expired_token":
-                break
-            if error == "slow_down":
-                interval_s += 5
-            elif error != "authorization_pending":
-                raise SignInFailed(self.REFUSED.format(printable(error, [self._client_id])))
-            yield TryAgain(wait_s=interval_s)
-        return False
-
-    def _keep_tokens(self, answer: Answer) -> None:
-        """The old refresh token is dead: the new one is on disk before it is used."""
-        said = answer.json()
-        tokens = said.get("access_token"), said.get("refresh_token", self.refresh_token)
-        if answer.status != 200 or not all(map(is_token, tokens)):
-            raise answer.failure()
-        self.access_token, self.refresh_token = map(word, tokens)
-        self.expires_s = time.time() + (number(said.get("expires_in"), most=1e6) or 3599)
-        self.refusals, self.asked = 0, False
-        self._store.save()
-
-
-class CarData:
-    """BMW CarData, the official API for one's own car: 50 requests in any 24 hours."""
-
-    NAME = "CarData"
-    REQUESTS = 48
-    CONTAINER_PAUSE_S = 6 * 60 * 60
-    ENGINE = "vehicle.drivetrain.electricEngine."
-    HEADER = "vehicle.drivetrain.batteryManagement.header"
-    DISPLAYED = "vehicle.powertrain.electric.battery.stateOfCharge.displayed"
-    PREDICTED = ENGINE + "charging.level"
-    HV_STATUS = ENGINE + "charging.hvStatus"
-    STATUS = ENGINE + "charging.status"
-    TO_FULL = ENGINE + "charging.timeToFullyCharged"
-    REMAINING = ENGINE + "charging.timeRemaining"  # never more than 200, which means "or more"
-    RANGE = ENGINE + "kombiRemainingElectricRange"
-    PLUGS = ("vehicle.body.chargingPort.status", "vehicle.body.chargingPort.combinedStatus")
-    DESCRIPTORS = (HEADER, DISPLAYED, HV_STATUS, STATUS, TO_FULL, REMAINING, RANGE, *PLUGS)
-    PURPOSE = "descriptors 2"  # to be raised with every change of the descriptors
-    # By purpose, the best first: one descriptor that BMW does not accept refuses a container.
-    CONTAINERS: ClassVar = {PURPOSE: (*DESCRIPTORS, PREDICTED), PURPOSE + " lean": DESCRIPTORS}
-    CHECK_VIN, NEWER = "; check VEHICLE_IDENTIFICATION_NUMBER", ": get a newer i3charge.py"
-    ADVICE: ClassVar = {"CU-104": CHECK_VIN, "CU-120": CHECK_VIN, "CU-402": NEWER, "CU-403": NEWER}
-    ADVICE["CU-124"] = ": delete one in the portal"
-
-    def __init__(self, settings: Settings, http: Http, store: Store, *, attended: bool) -> None:
-        self._http, self._store, self._attended = http, store, attended
-        self._account = Account(settings, http, store, attended=attended)
-        self.vin = settings.vin()
-        url = settings.url("CARDATA_BASE_URL", "https://api-cardata.bmwgroup.com/")
-        self._url = url.rstrip("/") + "/customers"
-        why = "CarData allows 50 requests a day; when news is due it is asked sooner"
-        self.interval_s = settings.interval_s(url, 2_400_000, 2_400_000, why)
-
-    def poll(self) -> Reading:
-        """Ask BMW once. TryAgain where there is no reading now, SignInFailed where never."""
-        account, path = self._account, f"/vehicles/{self.vin}/telematicData"
-        account.sign_in()
-        seek = not account.container
-        while True:
-            if seek:
-                self._find_container()
-            query = {"containerId": account.container}
-            try:
-                answer = self._send("the car's status", "GET", path, params=query)
-                break
-            except TryAgain as problem:
-                seek = problem.code in ("CU-105", "CU-121", "CU-122", "HTTP 400", "HTTP 404")
-                if not seek or self._pause_s() > 0:  # else one would be made after the other
-                    raise
-        account.sought_s = 0.0
-        data = mapping(answer.get("telematicData"))
-        log_values(data, self.vin)
-        return self.reading_in(data, local_time())
-
-    def _pause_s(self) -> float:
-        """Until a container may be sought again; below zero when it may."""
-        return self._account.sought_s + self.CONTAINER_PAUSE_S - time.time()
-
-    def _find_container(self) -> None:
-        """Find one of ours that BMW knows, or make one."""
-        account, lost = self._account, self._account.container
-        if self._pause_s() > 0 and not self._attended:
-            raise TryAgain("BMW has refused a container", wait_s=self._pause_s())
-        listed = self._send("its containers", "GET", "/containers").get("containers")
-        known = map(mapping, listed if isinstance(listed, list) else [])
-        ours = {"name": "i3charge", "state": "ACTIVE"}.items()
-        active = [c for c in known if ours <= c.items() and c.get("containerId") != lost]
-        by_purpose = {word(container.get("purpose")): container for container in active}
-        found = next((by_purpose[p] for p in self.CONTAINERS if p in by_purpose), None)
-        found = found or self._make_container(active)
-        account.container, account.sought_s = word(found.get("containerId")), time.time()
-
-    def _make_container(self, older: list[dict[str, Any]]) -> dict[str, Any]:
-        for purpose, descriptors in self.CONTAINERS.items():
-            asked = {"name": "i3charge", "purpose": purpose, "technicalDescriptors": descriptors}
-            try:
-                return self._send("a container", "POST", "/containers", json=asked)
-            except TryAgain as problem:
-                refused = problem
-            if refused.code not in ("CU-402", "CU-403"):
-                break
-        if refused.code == "CU-124" and older:
-            return older[0]
-        raise refused
-
-    def _send(self, what: str, method: str, path: str, **options: Any) -> dict[str, Any]:
-        """Ask the API, with a new access token if BMW wants one; returns the JSON object."""
-        account = self._account
-        options["headers"] = {"x-version": "v1", "Accept": "application/json"}
-        for renewed in (False, True):
-            now_s = time.time()
-            # Those of the future are from before the clock was set back.
-            spent = sorted(s for s in account.requests_s if abs(now_s - s) < A_DAY_S)
-            if len(spent) >= self.REQUESTS:
-                wait_s = min(spent[-self.REQUESTS] + A_DAY_S - now_s, A_DAY_S)
-                raise TryAgain("CarData's requests for 24 hours are spent", wait_s=wait_s)
-            account.requests_s = [*spent, now_s]
-            self._store.save()
-            try:
-                url, token = self._url + path, account.access_token
-                answer = self._http.send(what, method, url, token=token, **options)
-            except TryAgain as problem:
-                if problem.unsent:
-                    account.requests_s = spent
-                raise
-            code = word(answer.json().get("exveErrorId")) or f"HTTP {answer.status}"
-            if code == "CU-103":  # refreshing keeps the scope, only a new sign-in mends it
-                account.access_token, account.refresh_token, account.expires_s = "", "", 0.0
-                raise TryAgain(f"this sign-in is not for CarData: {account.SUBSCRIBE}", wait_s=60)
-            expired = answer.status == 403 and b"invalid_token" in answer.body
-            expired = expired or answer.status == 401 or code in ("CU-101", "CU-102", "CU-127")
-            if renewed or not expired:
-                break
-            account.expires_s = 0.0
-            account.sign_in()
-        if 200 <= answer.status < 300:
-            return answer.json()
-        raise self._refusal(answer, code)
-
-    def _refusal(self, answer: Answer, code: str) -> TryAgain:
-        problem = answer.failure()
-        problem.code = code
-        if code.startswith("CU-"):
-            hidden = (self.vin, *map(word, vars(self._account).values()))
-            text = printable(answer.json().get("exveErrorMsg"), hidden)
-            why = f"CarData says: {text} ({printable(code, hidden)}){self.ADVICE.get(code, '')}"
-            problem.args = (why,)
-        if code in ("CU-124", "CU-402", "CU-403"):
-            self._account.sought_s = time.time()
-        if code in ("CU-105", "CU-121", "CU-122", "CU-124", "CU-402", "CU-403"):
-            problem.wait_s = self.CONTAINER_PAUSE_S
-        if answer.status == 429 or code == "CU-429":
-            problem.args = ("BMW says that CarData's 50 requests a day are used up",)
-            problem.wait_s = min(3600, A_DAY_S - time.time() % A_DAY_S + 60)  # at 00:00 UTC
-        return problem
-
-    @classmethod
-    def reading_in(cls, data: Mapping[str, Any], now: datetime) -> Reading:
-        """The car sends its charge when charging starts and ends; between, BMW predicts it."""
-        entries = {name: mapping(entry) for name, entry in data.items()}
-        values = {name: entry.get("value") for name, entry in entries.items()}
-        stamps = {name: utc(e["timestamp"]) for name, e in entries.items() if "timestamp" in e}
-        plug = next((name for name in cls.PLUGS if values.get(name) in PLUG_WORDS), "")
-        plug_word, plug_at = word(values.get(plug)), stamps.get(plug)
-        words = [word(values.get(name)) for name in (cls.HV_STATUS, cls.STATUS)]
-        began = stamps.get(cls.STATUS)
-        sticks = plug_word == "DISCONNECTED" and began and plug_at and plug_at >= began
-        if sticks or words[-1] == "UNKNOWN":
-            words = []
-        status = status_of(0, words, plug_word)
-        levels = [cls.HEADER, cls.DISPLAYED, cls.PREDICTED]
-        if status in ("charging", "waiting"):
-            levels.insert(0, cls.PREDICTED)  # the car's own is as old as the start of the charge
-        charges = ((number(values.get(name), most=100), name) for name in levels)
-        charge, level = next((pair for pair in charges if pair[0] is not None), (None, ""))
-        if charge is None:
-            raise TryAgain("BMW's answer holds no charge between 0 and 100")
-        if level != cls.PREDICTED:
-            status = status_of(charge, words, plug_word)
-        # The car's own stamps: BMW stamps hvStatus and the predicted charge anew at every answer.
-        sent = (stamps.get(name) for name in (cls.HEADER, cls.DISPLAYED, cls.STATUS, plug))
-        reported = max(filter(None, sent), default=None)
-        full_at, newest = None, began
-        for name, most in ((cls.TO_FULL, A_DAY_S / 60), (cls.REMAINING, 199)):
-            minutes, said = number(values.get(name), most), stamps.get(name) or reported
-            if minutes is not None and (not newest or (said and said >= newest)):
-                full_at, newest = min(said or now, now) + timedelta(minutes=minutes), said
-        distance = number(values.get(cls.RANGE), most=1000)
-        named = word(entries.get(cls.RANGE, {}).get("unit")).lower()
-        unit = {"": "km", "km": "km", "mi": "mi", "miles": "mi", "mls": "mi"}.get(named)
-        distance, unit = (distance, unit) if unit and distance is not None else (None, None)
-        full_at = full_at if status == "charging" else None
-        return Reading(charge, status, distance, unit, full_at, reported, level == cls.PREDICTED)
-
-
-class Portal:
-    """The API of the ConnectedDrive web portal (2017 to 2021), opened with the password."""
-
-    NAME = "ConnectedDrive portal"
-    FIELDS: ClassVar = {
-        CarData.HEADER: "chargingLevelHv",  # as displayed; soc_hv_percent is less near the top
-        CarData.HV_STATUS: "chargingHVStatus",
-        CarData.STATUS: "charging_status",
-        CarData.TO_FULL: "chargingTimeRemaining",
-        CarData.RANGE: "beRemainingRangeElectric",
-        CarData.PLUGS[0]: "connectorStatus",
-    }
-    LOGIN_PAUSE_S = 600  # where a new token is of no use; many logins lock the account
-
-    def __init__(self, settings: Settings, http: Http) -> None:
-        self._http = http
-        dispatch = "https://www.bmw-connecteddrive.com/app/default/static/external-dispatch.html"
-        names = {"username": "USERNAME", "password": "PASSWORD", "client_id": "AUTH_CLIENT_ID"}
-        self._form = {field: settings.text(name) for field, name in names.items()}
-        self._form["redirect_uri"] = settings.text("AUTH_REDIRECT_URI", dispatch)
-        self._form |= {"response_type": "token", "scope": "authenticate_user fupo"}
-        self.vin = settings.vin()
-        url = settings.url("CONNECTED_DRIVE_BASE_URL", "https://www.bmw-connecteddrive.nl/api/")
-        self._status_url = f"{url.rstrip('/')}/vehicle/dynamic/v1/{self.vin}"
-        login = "https://customer.bmwgroup.com/gcdm/oauth/authenticate"
-        self._auth_url = settings.url("AUTH_BASE_URL", login)
-        self.interval_s = settings.interval_s(url, 60_000, 10_000, "BMW blocks who asks faster")
-        self._access_token = ""
-        self._refusals_left = 1  # of the login, in a row
-
-    def poll(self) -> Reading:
-        """As at CarData."""
-        for fresh in (False, True):
-            if fresh or not self._access_token:
-                self._sign_in()
-            token = self._access_token
-            answer = self._http.send("the car's status", "GET", self._status_url, token=token)
-            if answer.status != 401:
-                break
-        if answer.status == 401:
-            raise TryAgain("BMW does not accept the access token", least_s=self.LOGIN_PAUSE_S)
-        if answer.status in (403, 404):
-            raise TryAgain(f"BMW does not show this car (HTTP {answer.status}){CarData.CHECK_VIN}")
-        if answer.status != 200:
-            raise answer.failure()
-        car = mapping(answer.json().get("attributesMap"))
-        log_values(car, self.vin)
-        return self.reading_in(car, local_time())
-
-    def _sign_in(self) -> None:
-        """OAuth 2.0 implicit grant (RFC 6749, section 4.2): the answer is a redirect."""
-        state = secrets.token_urlsafe(16)
-        form = {**self._form, "state": state}
-        answer = self._http.send("the login", "POST", self._auth_url, data=form, token="")
-        fields = {"error": word(answer.json().get("error")) or f"HTTP {answer.status}"}
-        if answer.status in (302, 303):
-            # The token is in the fragment, an error in the query or there. A plus sign is one.
-            location = re.sub("[?#]", "&", answer.headers.get("Location", ""))
-            address, _, found = location.replace("+", "%2B").partition("&")
-            fields = dict(parse_qsl(found)) if address == self._form["redirect_uri"] else {}
-        elif answer.status not in (400, 401, 403):
-            raise answer.failure()
-        error, token = fields.get("error", ""), fields.get("access_token", "")
-        if fields.get("state", state) != state or not (error or is_token(token)):
-            raise TryAgain("BMW answered the login with a redirect that holds no access token")
-        if not error:
-            self._access_token = token
-            self._refusals_left = 3  # BMW's gateway has refused good logins for minutes
-            return
-        said = printable(error, [self._form["username"], self._form["password"]])
-        why = f"BMW refuses the login ({said}): check USERNAME, PASSWORD and AUTH_CLIENT_ID"
-        self._refusals_left -= 1
-        raise TryAgain(why) if self._refusals_left > 0 else SignInFailed(why)
-
-    @classmethod
-    def reading_in(cls, car: Mapping[str, Any], now: datetime) -> Reading:
-        """In CarData's words."""
-        said = {name: {"value": car.get(field)} for name, field in cls.FIELDS.items()}
-        said[CarData.RANGE]["unit"] = car.get("unitOfLength")
-        updated = word(car.get("updateTime"))  # 27.02.2018 19:59:03 UTC
-        iso = re.sub(r"(..)\.(..)\.(....) (.*) UTC", r"\3-\2-\1 \4", updated)
-        said[CarData.HEADER]["timestamp"] = iso
-        return CarData.reading_in(said, now)
-
-
-# --- What is worth telling ------------------------------------------------------------------
-STEP_PERCENT = 5
-SOON_MINUTES = 10
-FORGOTTEN_S = A_DAY_S + 60 * 60  # what is run once a day may be a little late
-LEAST_GAP_S = 600.0  # between two polls, where one is brought forward
-LONGEST_BACKOFF_S = 300
-
-Kind = Literal["step", "soon", "reached", "full", "paused", "stopped", "error"]
-
-
-class ChargeWatch:
-    """Decides what in a row of readings is news. What it knows outlasts the program."""
-
-    def __init__(self, notify_at: float = 0) -> None:
-        self.seen_s = 0.0  # time.time() of the last reading, to the minute: seldom a change to save
-        self.charge = 0.0  # percent, then
-        self.percent = ""  # as it was shown
-        self.lowest = 0.0  # percent, since the last news
-        self.status: Status = "unknown"  # the last that was known
-        self.charging = False  # or pausing: a charge is going on
-        self.began_s = 0.0  # when that began; 0 where it was not seen
-        self.began_at = ""  # in percent, as it was shown
-        self.told: dict[str, float] = {}  # once a charge, and at how many percent
-        self.blind = False  # and that has been told
-        self._notify_at = notify_at  # percent, the owner's own; 0 for none
-        self._early = 0  # polls that were brought forward since there was something new
-
-    def news(self, reading: Reading, now: datetime) -> list[tuple[Kind, str]]:
-        """What is to be told, in this order, each with its message."""
-        now_s = now.timestamp()
-        if now_s - self.seen_s > FORGOTTEN_S:
-            vars(self).update(vars(ChargeWatch(self._notify_at)))
-        first, before, minutes = not self.seen_s, self.status, reading.minutes_to_full(now)
-        charge, status = reading.charge, reading.status
-        if status == "unknown":  # which is no evidence that the charge has fallen
-            charge, status = max(charge, self.charge if self.charging else 0.0), before
-        if status != before or (charge != self.charge and minutes is not None):
-            self._early = 0
-        said_s = min(reading.reported or now, now).timestamp()
-        if status == "charging" and not self.charging:
-            seen = not first and now_s - self.seen_s <= 2 * 60 * 60
-            self.began_s = max(self.seen_s, said_s) if seen else 0.0
-            self.began_at = self.percent if self.charge < charge else reading.percent
-        over = ""
-        if self.began_s and said_s > self.began_s:
-            took, began = duration(said_s - self.began_s), self.began_at.rstrip("%")
-            over = f"{began} → {reading.percent} in {took}"
-        found: list[tuple[Kind, str]] = []
-        if not first and self.charge < self._notify_at <= charge and status != "full":
-            found.append(("reached", f"{self._notify_at:.0f}% reached"))
-        if minutes is not None and minutes <= SOON_MINUTES:
-            about = f"Full in about {max(1, round(minutes))} min"
-            found.append(("soon", f"{about}, at {reading.full_clock(now)}"))
-        if status == "full":
-            full = f"Fully charged: {over}." if over else "Fully charged."
-            found.append(("full", f"{full} The charging station can be freed."))
-        elif self.charging and status not in ("charging", "waiting"):
-            stopped = f"Charging stopped at {reading.percent} ({status})"
-            found.append(("stopped", f"{stopped}, {over}" if over else stopped))
-        elif before == "charging" and status == "waiting":
-            found.append(("paused", f"Charging paused at {reading.percent}"))
-        # Once a charge, which is over when the car has been unplugged or has lost 5 %.
-        below = 0.0 if status == "unplugged" else charge + STEP_PERCENT
-        told = {kind: at for kind, at in self.told.items() if at < below}
-        news = [n for n in found if n[0] not in told and not (first and n[0] == "full")]
-        self.told = {**{n[0]: charge for n in found if n[0] in ("soon", "reached", "full")}, **told}
-        if not news and not first and round(charge - self.lowest, 6) >= STEP_PERCENT:
-            clock, charged = reading.full_clock(now), f"{reading.percent} charged"
-            news.append(("step", f"{charged}, full about {clock}" if clock else charged))
-        self.lowest = charge if news or first else min(self.lowest, charge)
-        self.charging = status == "charging" or (self.charging and status == "waiting")
-        self.began_s = self.began_s if self.charging else 0.0
-        self.seen_s, self.status, self.blind = now_s // 60 * 60, status, False
-        self.charge, self.percent = charge, reading.percent
-        return news
-
-    def blind_since(self, now: datetime, interval_s: float) -> str:
-        """Once, what to tell where a charge has not been heard of for too long; else ""."""
-        silent_s = now.timestamp() - self.seen_s
-        due = max(2 * interval_s, 3600) <= silent_s <= FORGOTTEN_S
-        if self.blind or self.status != "charging" or not due:
-            return ""
-        self.blind = True
-        seen = datetime.fromtimestamp(self.seen_s)
-        return f"No word from BMW since {seen:%H:%M} ({self.percent}, charging)"
-
-    def next_poll_s(self, reading: Reading, now: datetime, interval_s: float) -> float:
-        """Seconds to the next poll: a state that sticks must not drain the quota."""
-        goals = [self.lowest + STEP_PERCENT, self._notify_at]
-        due_s = interval_s if self._early >= 2 else news_due_s(reading, now, goals, interval_s)
-        self._early += due_s < interval_s
-        return due_s
-
-
-def news_due_s(reading: Reading, now: datetime, goals: list[float], interval_s: float) -> float:
-    """Seconds to the next poll, sooner where news is due, as at one of the `goals` in percent."""
-    if reading.full_at is None:
-        return interval_s
-    left_s = (reading.full_at - now).total_seconds()  # the charge is taken to rise evenly
-    ahead = (goal for goal in goals if reading.charge < goal < 100)
-    expected = [left_s * (goal - reading.charge) / (100 - reading.charge) for goal in ahead]
-    expected += [left_s - SOON_MINUTES * 60, left_s + 120]  # BMW rounds, and is never early
-    due_s = min((seconds for seconds in expected if seconds > 0), default=0.0)
-    return min(interval_s, max(due_s, LEAST_GAP_S))
-
-
-def retry_s(failures: int, problem: TryAgain, interval_s: float) -> float:
-    """How long to wait after this many failures in a row, the last of them `problem`."""
-    if problem.wait_s is not None:
-        return problem.wait_s
-    first_s, most_s = interval_s, max(LONGEST_BACKOFF_S, interval_s)
-    if problem.unsent:
-        first_s, most_s = min(60.0, interval_s), interval_s
-    return max(min(first_s * 2.0 ** min(failures - 1, 20), most_s), problem.least_s)
-
-
-# --- How it is told -------------------------------------------------------------------------
-NOTIFICATION_LIMIT_S = 10  # for each program that shows one and each address that is told
-COLOURS: dict[Status, int] = {"charging": 32, "full": 36, "waiting": 33, "error": 31}
-
-# The level in the log; ntfy's tag on the phone, which stays silent without one; a sound; and the
-# bell of the terminal, with which tmux marks the window.
-WAYS: dict[Kind, tuple[int, str, bool, bool]] = {
-    "step": (logging.DEBUG, "", False, False),
-    "paused": (logging.WARNING, "", False, False),
-    "soon": (logging.WARNING, "hourglass", True, False),
-    "reached": (logging.WARNING, "dart", True, False),
-    "full": (logging.WARNING, "battery", True, True),
-    "stopped": (logging.WARNING, "warning", True, True),
-    "error": (logging.ERROR, "rotating_light", False, True),
-}
+def clock_at(at_s: float) -> str:
+    """The local time of day at a time.time()."""
+    return f"{datetime.fromtimestamp(at_s):%H:%M}"
 
 
 def duration(seconds: float) -> str:
@@ -992,408 +421,2667 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min"
     if minutes < 10 * 60:
-        return f"{minutes // 60} h" + (f" {minutes % 60} min" if minutes % 60 else "")
+        hours, rest = divmod(minutes, 60)
+        return f"{hours} h {rest} min" if rest else f"{hours} h"
     if minutes < 48 * 60:
         return f"{round(minutes / 60)} h"
     return f"{round(minutes / 1440)} days"
 
 
-def in_words(reading: Reading, now: datetime) -> tuple[str, str, str]:
-    """Range, time of day when full, and age of an old report; "" for what there is not."""
-    distance = "" if reading.range is None else f"{int(reading.range)} {reading.range_unit}"
-    age = now - reading.reported if reading.reported else timedelta()
-    stale = duration(age.total_seconds()) if age > timedelta(minutes=5) else ""
-    return distance, reading.full_clock(now), stale
+def text_or_empty(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def dict_or_empty(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def printable(value: object, hidden: Iterable[str]) -> str:
+    """What a server sent, as short and harmless text on one line, without secrets."""
+    text = text_or_empty(value)
+    for secret in sorted(filter(None, hidden), key=len, reverse=True):
+        text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)
+    text = " ".join(text.split())
+    text = "".join(char if char.isprintable() else "?" for char in text)
+    return text[:200] or "no reason given"
+
+
+# --- Memory: what outlasts the program ------------------------------------------------
+MEMORY_VERSION = 1
+
+
+@dataclass
+class SignIn:
+    """What BMW has given for the client id, and how far the owner has been asked."""
+
+    access_token: str = ""
+    expires_s: float = 0.0  # time.time() when the access token does
+    refresh_token: str = ""
+    refusals: int = 0  # of the refresh token, in a row
+    has_worked: bool = False  # ever, with this client id
+    outage_told: bool = False  # that BMW refuses what has worked
+    owner_told_s: float = 0.0  # time.time() when the owner last was, to sign in
+
+
+@dataclass
+class Container:
+    """The set of descriptors at CarData through which the car is read."""
+
+    id: str = ""
+    purpose: str = ""  # tells its descriptors
+    next_search_s: float = 0.0  # time.time(); not sought again before
+    next_full_try_s: float = 0.0  # time.time(); 0 for never
+
+
+@dataclass
+class Charge:
+    """What is known of the charge that goes on, or else of the last one."""
+
+    seen_s: float = 0.0  # time.time() of the last reading; 0 before the first
+    reported_s: float = 0.0  # time.time() of the car's last word on anything
+    car_said_s: float = 0.0  # time.time() of the car's last word on its charge
+    silence_told: bool = False  # that no reading has come since
+    status: Status = "unknown"  # the last that was known
+    charge: float = 0.0  # percent, at the last reading
+    percent: str = ""  # as it was shown
+    is_interpolated: bool = False  # the charge is our own prediction
+    lowest: float = 0.0  # percent, since the last news
+    highest: float = 0.0  # percent, since this charge began
+    is_on: bool = False  # it charges, or pauses
+    began_s: float = 0.0  # time.time()
+    began_at: str = ""  # percent, as it was shown; "" where the beginning was not seen
+    expected_s: float = 0.0  # time.time() when the car last expected to be full
+    ended_s: float = 0.0  # time.time() when it was full or stopped; 0 if unseen
+    told: list[str] = field(default_factory=list)  # what is told once a charge
+
+
+@dataclass
+class Message:
+    """A piece of news that one address has yet to take."""
+
+    address: str = ""  # the name of the setting that holds it
+    summary: str = ""  # for the log
+    body: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    made_s: float = 0.0  # time.time()
+    next_try_s: float = 0.0  # time.time()
+    refusals: int = 0
+    unanswered: int = 0  # times that it was sent, and may have been taken
+    problem: str = ""  # the last that was said
+
+
+@dataclass
+class Memory:
+    """All that outlasts the program. One process reads it once, and owns it."""
+
+    client_id: str = ""  # that the sign-in and the container belong to
+    vin: str = ""  # that the charge belongs to
+    sign_in: SignIn = field(default_factory=SignIn)
+    container: Container = field(default_factory=Container)
+    requests_s: list[float] = field(default_factory=list)  # time.time() of each
+    charge: Charge = field(default_factory=Charge)
+    outbox: list[Message] = field(default_factory=list)
+
+    path: Path | None = None  # without one, nothing is kept
+    is_kept: bool = True  # the last save has worked
+
+    def save(self) -> bool:
+        """Write all of it to the disk; returns whether that has worked."""
+        if not self.path:
+            return True
+
+        kept = {"version": MEMORY_VERSION, **dataclasses.asdict(self)}
+        del kept["path"], kept["is_kept"]
+        try:
+            write_aside_and_rename(self.path, json.dumps(kept).encode())
+        except OSError as error:
+            if self.is_kept:
+                why = f"{self.path} cannot be written ({error.strerror})"
+                logger.error("%s; after a restart, what it should hold is lost", why)
+            self.is_kept = False
+        else:
+            self.is_kept = True
+        return self.is_kept
+
+
+def write_aside_and_rename(path: Path, data: bytes) -> None:
+    """Replace a file as a whole; only its owner can read it, from its beginning."""
+    aside = path.with_name(path.name + ".new")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    with open(os.open(aside, flags, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def memory_path(settings_path: Path) -> Path:
+    """Each settings file has a memory of its own, beside it."""
+    name = settings_path.name
+    middle = "" if name == ".env" else f"-{name}"
+    return settings_path.with_name(f".i3charge{middle}.json")
+
+
+def load_memory(path: Path, client_id: str, vin: str) -> Memory:
+    """Read what an earlier start has saved for this client id and this car."""
+    memory = Memory()
+    try:
+        memory = memory_in(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise CannotStart([f"{path} cannot be read: {error.strerror}"]) from None
+    except (ValueError, RecursionError):
+        put_aside(path)
+    memory.path = path
+
+    # BMW counts requests by account, so their times outlast a new client id.
+    if memory.client_id != client_id:
+        memory.client_id = client_id
+        memory.sign_in = SignIn()
+        memory.container = Container()
+    if memory.vin != vin:
+        memory.vin = vin
+        memory.charge = Charge()
+    return memory
+
+
+def put_aside(path: Path) -> None:
+    """Keep a file that is not in our form, for it may hold a good sign-in."""
+    damaged = path.with_name(path.name + ".damaged")
+    try:
+        os.replace(path, damaged)
+    except OSError as error:
+        lines = [f"{path} is damaged, and cannot be renamed: {error.strerror}"]
+        raise CannotStart(lines) from None
+    logger.error("%s is damaged; it is now %s, and begun anew", path, damaged.name)
+
+
+def memory_in(kept: object) -> Memory:
+    """The memory that a file holds; ValueError where it has another form."""
+    blank = Memory()
+    names = {"version", *vars(blank)} - {"path", "is_kept"}
+    if not isinstance(kept, dict) or set(kept) != names:
+        raise ValueError("its parts are not ours")
+    if kept["version"] != MEMORY_VERSION:
+        raise ValueError("it is of another version")
+    for name in ("client_id", "vin", "requests_s", "outbox"):
+        check_kind(kept[name], getattr(blank, name))
+    for at_s in kept["requests_s"]:
+        check_kind(at_s, 0.0)
+
+    return Memory(
+        client_id=kept["client_id"],
+        vin=kept["vin"],
+        sign_in=record_in(kept["sign_in"], SignIn),
+        container=record_in(kept["container"], Container),
+        requests_s=kept["requests_s"],
+        charge=record_in(kept["charge"], Charge),
+        outbox=[record_in(message, Message) for message in kept["outbox"]],
+    )
+
+
+Record = TypeVar("Record")
+
+
+def record_in(kept: object, kind: Callable[..., Record]) -> Record:
+    """A dataclass with the fields that were kept of it; ValueError if they differ."""
+    blank = vars(kind())
+    if not isinstance(kept, dict) or set(kept) != set(blank):
+        raise ValueError("its fields are not ours")
+    for name, value in kept.items():
+        check_kind(value, blank[name])
+    return kind(**kept)
+
+
+def check_kind(value: object, default: object) -> None:
+    """ValueError where a value is not of the kind of its default."""
+    fits = type(value) is type(default)
+    if isinstance(default, float):  # JSON has one kind of number
+        fits = isinstance(value, (int, float)) and 0 <= value < 1e11
+    elif isinstance(value, dict):
+        fits = fits and all(isinstance(each, str) for each in value.values())
+    if not fits:
+        raise ValueError("a value of another kind")
+
+
+def lock_memory(path: Path) -> IO[str] | None:
+    """Keep a second process from this memory, as long as what is returned stays open.
+
+    Without a lock (not every file system has them) the program goes on all the same.
+    """
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        file = open(os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
+    except OSError:
+        return None
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        process = file.read(20).strip()
+        line = f"i3charge is already running (process {process})"
+        raise CannotStart([line], exit_status=1) from None
+    except OSError:
+        return None
+
+    with suppress(OSError):  # a full disk; the lock holds without a number
+        file.truncate()
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+    return file
+
+
+# --- One request, one answer or one error ---------------------------------------------
+class NoReading(Exception):
+    """There is no reading this time; the loop goes on."""
+
+    def __init__(
+        self,
+        why: str,
+        *,
+        wait_s: float | None = None,
+        was_sent: bool = True,
+        news: News | None = None,
+    ) -> None:
+        super().__init__(why)
+        self.wait_s = wait_s  # to the next try; None: the longer, the more have failed
+        self.was_sent = was_sent  # to BMW, whom it has cost a request
+        self.news = news  # for the owner, wherever that is
+
+
+class NoAnswer(NoReading):
+    """A request has failed on its way, or has not been answered in time."""
+
+
+class Refusal(NoReading):
+    """CarData has answered, but not with what it was asked for."""
+
+    def __init__(
+        self, why: str, status: int, code: str, wait_s: float | None = None
+    ) -> None:
+        super().__init__(why, wait_s=wait_s)
+        self.status = status  # that of HTTP
+        self.code = code  # CarData's own, or "HTTP 404"
+
+
+class WaitingForOwner(NoReading):
+    """BMW wants the owner to sign in. Nothing has failed."""
+
+
+class SignInRefused(Exception):
+    """Only the owner can mend it, and asking again could lock the account: the end."""
+
+
+@dataclass(frozen=True)
+class HttpAnswer:
+    what: str  # it answers
+    host: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> dict[str, Any]:
+        """The JSON object in the body; an empty one where there is none."""
+        # ValueError: no JSON, no UTF-8, an endless number. RecursionError: too deep.
+        with suppress(ValueError, RecursionError):
+            return dict_or_empty(json.loads(self.body))
+        return {}
+
+    def failure(self) -> str:
+        """A sentence for an answer that is of no use."""
+        how = "is out of order" if self.status >= 500 else "gave no useful answer"
+        return f"{self.host} {how} when asked for {self.what} (HTTP {self.status})"
+
+
+class BearerToken(requests.auth.AuthBase):
+    """Sends an access token, if there is one.
+
+    Where any such object is given, requests leaves `~/.netrc` alone.
+    """
+
+    def __init__(self, token: str = "") -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._token:
+            request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+@dataclass(frozen=True)
+class Request:
+    what: str  # it asks for, in the owner's words
+    method: str
+    url: str
+    auth: BearerToken | None = None
+    headers: Mapping[str, str] | None = None
+    query: Mapping[str, str] | None = None
+    form: Mapping[str, str] | None = None
+    json: Mapping[str, Any] | None = None
+    body: bytes | None = None
+    timeout_s: tuple[float, float] = (10.0, 30.0)  # to connect, and between two reads
+
+
+class Http:
+    """Sends one request at a time, over one kept connection a host."""
+
+    BODY_LIMIT_BYTES = 1 << 20  # the recorded answers have some 4,000
+    KEPT_S = 90.0  # a router may have forgotten a connection that was idle for longer
+
+    def __init__(self) -> None:
+        self._session = requests.Session()
+        self._session.headers["User-Agent"] = f"i3charge/{__version__}"
+        # Compressed, a small body could become a huge one in memory.
+        self._session.headers["Accept-Encoding"] = "identity"
+        self._used_s = time.time()
+
+    def send(self, request: Request) -> HttpAnswer:
+        """NoAnswer where none comes."""
+        self._close_idle()
+        what = request.what
+        host = urlsplit(request.url).hostname or ""
+        try:
+            with self._session.request(
+                request.method,
+                request.url,
+                auth=request.auth,
+                headers=request.headers,
+                params=request.query,
+                data=request.form or request.body,
+                json=request.json,
+                timeout=request.timeout_s,
+                # No proxy leads back to this computer.
+                proxies={"no_proxy": "*"} if is_loopback(request.url) else None,
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                body = self._read(response)
+        except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
+            # The text of these errors holds the address. A malformed Location is a
+            # ValueError, although redirects are not followed.
+            why = (
+                f"no answer from {host} when asked for {what} ({type(error).__name__})"
+            )
+            raise NoAnswer(why, was_sent=was_sent(error)) from None
+
+        status = response.status_code
+        logger.debug("asked %s for %s: HTTP %d", host, what, status)
+        return HttpAnswer(what, host, status, response.headers, body)
+
+    def _close_idle(self) -> None:
+        now_s = time.time()
+        if now_s - self._used_s > self.KEPT_S:
+            self._session.close()
+        self._used_s = now_s
+
+    def _read(self, response: requests.Response) -> bytes:
+        """The body, up to a limit; empty where it breaks off."""
+        body: bytes = b""
+        with suppress(OSError, urllib3.exceptions.HTTPError):
+            body = response.raw.read(self.BODY_LIMIT_BYTES)
+        return body
+
+
+def was_sent(error: Exception) -> bool:
+    """Whether the other side may have read the request.
+
+    It has not where no connection was made: refused, no route, no name, out of time.
+    """
+    if isinstance(error, requests.ConnectTimeout):
+        return False
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    return not isinstance(reason, urllib3.exceptions.NewConnectionError)
+
+
+def is_token(value: object) -> bool:
+    """Whether it can stand in a header, or in a line of the terminal."""
+    return bool(re.fullmatch(r"[\x21-\x7e]+", text_or_empty(value)))
+
+
+def log_values(values: Mapping[str, object], vin: str) -> None:
+    """Show what a reading is made of, for --verbose; but not where the car stands."""
+    shown = re.compile("harg|Range|onnector|pdateTime|header|stateOfCharge")
+    if not logger.isEnabledFor(logging.DEBUG):
+        return
+    for name in filter(shown.search, values):
+        logger.debug("  %s", printable(f"{name}: {json.dumps(values[name])}", [vin]))
+
+
+# --- CarData: the sign-in -------------------------------------------------------------
+SUBSCRIBE = "in the My BMW portal, subscribe the client id to the CarData API"
+
+
+@dataclass
+class DeviceCode:
+    """A code that the owner is to confirm (RFC 8628)."""
+
+    device_code: str
+    user_code: str
+    address: str  # to open
+    verifier: str  # RFC 7636
+    interval_s: float  # between two questions whether it is confirmed
+    shown_s: float  # time.time()
+    expires_s: float  # time.time()
+    had_fault: bool = False  # at BMW, after which it can refuse a good code
+
+
+class CarDataSignIn:
+    """Signs in at CarData, with OAuth 2.0: by a device code, then by refresh tokens."""
+
+    SCOPE = "authenticate_user openid cardata:api:read"
+    DEVICE_CODE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
+    # A fault of BMW's, after the owner has confirmed: the code is used up.
+    USED_UP = b"keymanagement.service.invalid_access_token"
+
+    TIMEOUT_S = (5.0, 10.0)  # together the longest that a Ctrl-C is held back
+    RENEW_BEFORE_S = 60.0
+    CODES_IN_A_ROW = 3
+    UNATTENDED_S = 30 * A_MINUTE_S  # from one code to the next, after those
+    OUTAGE_PAUSE_S = 30 * A_MINUTE_S
+    TELL_AGAIN_S = A_DAY_S
+
+    def __init__(
+        self, settings: Settings, http: Http, memory: Memory, *, is_attended: bool
+    ) -> None:
+        self._url = settings.cardata_auth_url.rstrip("/")
+        self._client_id = settings.client_id
+        self._http = http
+        self._memory = memory
+        self._is_attended = is_attended  # by an owner who can be shown a code
+        self._code: DeviceCode | None = None  # the last that the owner was shown
+        self._codes = 0  # that were shown in a row
+        self._is_disk_told = False  # to the owner: that it cannot keep a sign-in
+
+    @property
+    def _kept(self) -> SignIn:
+        return self._memory.sign_in
+
+    def access_token(self) -> str:
+        """A good one. NoReading while there is none, SignInRefused if never."""
+        if self._is_good():
+            return self._kept.access_token
+        if self._code and time.time() < self._code.expires_s:
+            self._redeem(self._code)
+        else:
+            self._renew_or_ask()
+        return self._kept.access_token
+
+    def refuse_access_token(self) -> None:
+        """BMW has refused it before its time."""
+        self._kept.expires_s = 0.0
+
+    def forget_tokens(self) -> None:
+        """They are good, but not for CarData, and renewing them would not change it."""
+        self._kept.access_token = ""
+        self._kept.refresh_token = ""
+        self._kept.expires_s = 0.0
+
+    def secrets(self) -> list[str]:
+        return [self._client_id, self._kept.access_token, self._kept.refresh_token]
+
+    def _is_good(self) -> bool:
+        return time.time() < self._kept.expires_s - self.RENEW_BEFORE_S
+
+    def _renew_or_ask(self) -> None:
+        # Before each new code the old token is tried, for BMW has refused good ones
+        # while it was out of order.
+        if self._kept.refresh_token and self._renew():
+            return
+        if not self._is_attended:
+            self._ask_for_start_by_hand()
+        self._ask_owner()
+
+    def _renew(self) -> bool:
+        """Whether the refresh token has brought a new access token.
+
+        It is spent by that, so it is not sent where its successor could not be kept.
+        """
+        if not self._memory.save():
+            self._report_full_disk()
+        token = self._kept.refresh_token
+        form = {"grant_type": "refresh_token", "refresh_token": token}
+        with signals_held_back():
+            answer = self._post("a token", "token", form)
+            if not is_oauth_error(answer):
+                self._keep_tokens(answer)
+                return True
+
+        self._kept.refusals += 1
+        self._memory.save()
+        if self._kept.refusals == 1:
+            raise NoReading("BMW does not renew the sign-in; it is asked once more")
+        return False
+
+    def _report_full_disk(self) -> NoReturn:
+        why = "the sign-in is not renewed, for the disk could not keep the new one"
+        if self._is_disk_told:
+            raise NoReading(why)
+        self._is_disk_told = True
+        message = f"No readings until the disk works again: {why}"
+        raise NoReading("", news=News("error", message))
+
+    def _ask_for_start_by_hand(self) -> NoReturn:
+        why = "CarData needs a sign-in: run i3charge.py once by hand, without --once"
+        raise NoReading(why, news=self._note_telling(why))
+
+    def _ask_owner(self) -> NoReturn:
+        """Show the owner a new code, and wait."""
+        self._pause_after_codes_in_vain()
+        code = self._new_code()
+        self._code = code
+        self._codes += 1
+        lines = [
+            "Sign in at BMW: open",
+            code.address,
+            "and confirm the code",
+            code.user_code,
+            f"It is good for {duration(code.expires_s - code.shown_s)}.",
+        ]
+        message = "\n".join(lines)
+        news = self._note_telling(message, click=code.address)
+        raise WaitingForOwner(message, wait_s=code.interval_s, news=news)
+
+    def _note_telling(self, message: str, click: str = "") -> News | None:
+        """The owner is told of the first code, and then once a day."""
+        since_s = time.time() - self._kept.owner_told_s
+        if 0 <= since_s < self.TELL_AGAIN_S:
+            return None
+        self._kept.owner_told_s = time.time()
+        return News("sign-in", message, click)
+
+    def _pause_after_codes_in_vain(self) -> None:
+        if not self._code or self._codes < self.CODES_IN_A_ROW:
+            return
+        wait_s = self._code.shown_s + self.UNATTENDED_S - time.time()
+        if 0 < wait_s <= self.UNATTENDED_S:
+            next_code = f"the next code comes in {duration(wait_s)}"
+            why = f"Nobody has signed in: {next_code}, a new start gives one at once"
+            raise WaitingForOwner(why, wait_s=wait_s)
+
+    def _new_code(self) -> DeviceCode:
+        verifier = secrets.token_urlsafe(64)
+        digest = hashlib.sha256(verifier.encode()).digest()
+        form = {
+            "response_type": "device_code",
+            "scope": self.SCOPE,
+            "code_challenge": base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
+            "code_challenge_method": "S256",
+        }
+        answer = self._post("a sign-in", "device/code", form)
+        if answer.status == 403:
+            why = f"BMW does not let this client id in yet: {SUBSCRIBE}"
+            wait_s = self.OUTAGE_PAUSE_S if self._kept.has_worked else A_MINUTE_S
+            raise NoReading(why, wait_s=wait_s)
+        if is_oauth_error(answer):
+            self._report_refusal(answer)
+
+        said = answer.json()
+        address = said.get("verification_uri_complete") or said.get("verification_uri")
+        parts = (said.get("device_code"), said.get("user_code"), address)
+        if not all(map(is_token, parts)):
+            raise NoReading(answer.failure())
+        device_code, user_code, address = map(str, parts)
+        return DeviceCode(
+            device_code,
+            user_code,
+            address,
+            verifier,
+            interval_s=number(said.get("interval"), most=300) or 5.0,  # RFC 8628, 3.2
+            shown_s=time.time(),
+            expires_s=time.time() + (number(said.get("expires_in"), A_DAY_S) or 300.0),
+        )
+
+    def _redeem(self, code: DeviceCode) -> None:
+        """Ask whether the owner has confirmed. Returns when BMW has given tokens."""
+        form = {
+            "grant_type": self.DEVICE_CODE_GRANT,
+            "device_code": code.device_code,
+            "code_verifier": code.verifier,
+        }
+        with signals_held_back():
+            try:
+                answer = self._post("the tokens", "token", form)
+            except NoAnswer as problem:
+                self._report_fault(code, str(problem))
+            if answer.status == 200:
+                self._keep_tokens(answer)
+        if answer.status != 200:
+            self._go_on_waiting(code, answer)
+        logger.info("signed in at BMW")
+
+    def _go_on_waiting(self, code: DeviceCode, answer: HttpAnswer) -> NoReturn:
+        """Find out why there are no tokens for a code yet, and how to go on."""
+        is_used_up = self.USED_UP in answer.body
+        if answer.status not in (400, 401, 403) and not is_used_up:
+            self._report_fault(code, answer.failure())
+
+        # BMW has left the error out, too, while the owner had not confirmed.
+        error = answer.json().get("error") or "authorization_pending"
+        if error == "invalid_grant" or (error == "access_denied" and code.had_fault):
+            is_used_up = True
+        if is_used_up:
+            self._drop_used_code()
+        if error == "expired_token":
+            code.expires_s = 0.0
+            raise WaitingForOwner("", wait_s=0.0)
+        if error == "slow_down":
+            code.interval_s += 5  # RFC 8628, 3.5
+        elif error != "authorization_pending":
+            self._code = None
+            self._report_refusal(answer)
+        raise WaitingForOwner("", wait_s=code.interval_s)
+
+    def _report_fault(self, code: DeviceCode, why: str) -> NoReturn:
+        """The code may still be good; it is asked for a little slower."""
+        code.had_fault = True
+        code.interval_s += 5
+        raise NoReading(why, wait_s=code.interval_s)
+
+    def _drop_used_code(self) -> NoReturn:
+        """A new code can work. The owner, who believes it is done, is told of it."""
+        self._code = None
+        self._codes = 0
+        self._kept.owner_told_s = 0.0
+        why = (
+            "BMW has failed over this code; it works more often in a private window"
+            " without an ad blocker; if not, delete the client id in the portal and"
+            " make a new one"
+        )
+        raise NoReading(why, wait_s=A_MINUTE_S)
+
+    def _report_refusal(self, answer: HttpAnswer) -> NoReturn:
+        """BMW refuses the client id, or the owner has declined.
+
+        What has worked once is worth trying again, for BMW has refused good client
+        ids while it was out of order. It has also deleted some.
+        """
+        if not self._kept.has_worked:
+            error = printable(answer.json().get("error"), self.secrets())
+            advice = "start again for a new code, or check CARDATA_CLIENT_ID and"
+            raise SignInRefused(
+                f"BMW refuses the sign-in ({error}): {advice} {SUBSCRIBE}"
+            )
+        if self._kept.outage_told:
+            raise NoReading("", wait_s=self.OUTAGE_PAUSE_S)
+        self._kept.outage_told = True
+        advice = "then make a new one in the portal"
+        message = f"BMW is out of order, or has deleted the client id: {advice}"
+        raise NoReading("", wait_s=self.OUTAGE_PAUSE_S, news=News("error", message))
+
+    def _keep_tokens(self, answer: HttpAnswer) -> None:
+        """Save them before they are used: the refresh token before them is dead."""
+        said = answer.json()
+        access_token = said.get("access_token")
+        if answer.status != 200 or not is_token(access_token):
+            raise NoReading(answer.failure())
+
+        kept = self._kept
+        kept.access_token = str(access_token)
+        if is_token(said.get("refresh_token")):
+            kept.refresh_token = str(said["refresh_token"])
+        lifetime_s = number(said.get("expires_in"), most=1e6) or 3599.0
+        kept.expires_s = time.time() + lifetime_s
+        kept.refusals = 0
+        kept.has_worked = True
+        kept.outage_told = False
+        kept.owner_told_s = 0.0
+        self._code = None
+        self._codes = 0
+        self._memory.save()
+
+    def _post(self, what: str, path: str, form: dict[str, str]) -> HttpAnswer:
+        request = Request(
+            what,
+            "POST",
+            f"{self._url}/{path}",
+            auth=BearerToken(),
+            form={"client_id": self._client_id, **form},
+            timeout_s=self.TIMEOUT_S,
+        )
+        return self._http.send(request)
+
+
+def is_oauth_error(answer: HttpAnswer) -> bool:
+    """Whether OAuth itself has refused, for BMW's gateway knows nothing of tokens."""
+    return answer.status in (400, 401, 403) and "error" in answer.json()
+
+
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Let what ends the program wait: a Ctrl-C, a closed terminal, a shutdown.
+
+    Between the request for new tokens and their place on the disk, it would cost the
+    owner the sign-in.
+    """
+    held_back = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# --- CarData: the API -----------------------------------------------------------------
+# What CarData can say of the car, by its "descriptors".
+ENGINE = "vehicle.drivetrain.electricEngine."
+HEADER = "vehicle.drivetrain.batteryManagement.header"
+DISPLAYED = "vehicle.powertrain.electric.battery.stateOfCharge.displayed"
+PREDICTED = ENGINE + "charging.level"
+STATUS = ENGINE + "charging.status"
+HV_STATUS = ENGINE + "charging.hvStatus"
+TO_FULL = ENGINE + "charging.timeToFullyCharged"
+REMAINING = ENGINE + "charging.timeRemaining"
+FINISH_REASON = ENGINE + "charging.hvpmFinishReason"
+RANGE = ENGINE + "kombiRemainingElectricRange"
+PORT = "vehicle.body.chargingPort.status"
+PORT_COMBINED = "vehicle.body.chargingPort.combinedStatus"
+
+# One descriptor that BMW does not accept refuses a whole container. Those of the small
+# one are what the car itself sends.
+OF_THE_CAR = (HEADER, STATUS, TO_FULL, REMAINING, RANGE, PORT)
+OF_BMW_AND_NEW = (DISPLAYED, PREDICTED, HV_STATUS, FINISH_REASON, PORT_COMBINED)
+
+# A container's purpose tells its descriptors, which cannot be changed later: raise the
+# number with every change of them.
+FULL = "descriptors 3"
+SMALL = "descriptors 3, the car's own"
+DESCRIPTORS = {FULL: (*OF_THE_CAR, *OF_BMW_AND_NEW), SMALL: OF_THE_CAR}
+
+# CarData's error codes that change what is done next.
+TOKEN_REFUSED = ("CU-100", "CU-101", "CU-102")
+NO_DATA_FOUND = "CU-127"  # so BMW says, but it has come for an expired token
+WRONG_SCOPE = "CU-103"  # of the sign-in, which is not for CarData
+CAR_REFUSED = ("CU-104", "CU-120")  # not the owner's, or no such VIN
+CONTAINER_LOST = ("CU-105", "CU-121", "CU-122")  # unknown, malformed, to be deleted
+MAYBE_LOST = ("HTTP 400", "HTTP 404")  # so said BMW's gateway of a lost container
+TOO_MANY_CONTAINERS = "CU-124"
+DESCRIPTOR_REFUSED = "CU-402"
+NOT_SUBSCRIBED = (
+    "CU-403"  # "invalid resource": no subscription, or not the primary user
+)
+QUOTA_USED_UP = "CU-429"
+
+# Two of the 50 that BMW allows are left to the owner's own use of its web portal.
+REQUESTS_A_DAY = 48
+# A computer without a battery for its clock starts in 1970.
+CLOCK_IS_SET_S = datetime(2025, 1, 1, tzinfo=timezone.utc).timestamp()
+
+
+class CarData:
+    """BMW CarData, the official API for one's own car."""
+
+    name = "CarData"
+
+    SEARCH_PAUSE_S = AN_HOUR_S
+    REFUSED_PAUSE_S = 6 * AN_HOUR_S
+    FULL_TRY_PAUSE_S = A_DAY_S
+
+    def __init__(
+        self, settings: Settings, http: Http, memory: Memory, *, is_attended: bool
+    ) -> None:
+        self._url = settings.cardata_url.rstrip("/") + "/customers"
+        self._vin = settings.vin
+        self._http = http
+        self._memory = memory
+        self._sign_in = CarDataSignIn(settings, http, memory, is_attended=is_attended)
+        # A start by hand seeks a container at once, whatever has been refused before.
+        self._is_start_by_hand = is_attended
+
+    def poll(self) -> Reading:
+        """Ask BMW once. NoReading if there is none now, SignInRefused if never."""
+        self._sign_in.access_token()
+        self._try_full_container()
+        try:
+            return self._read(self._container_id())
+        except Refusal as refusal:
+            if refusal.code not in (*CONTAINER_LOST, *MAYBE_LOST):
+                raise
+            lost = self._memory.container.id
+            if refusal.code in CONTAINER_LOST:
+                self._memory.container.id = ""
+            if not self._may_search():  # else one would be made after the other
+                raise
+        return self._read(self._find_container(lost))
+
+    def _read(self, container_id: str) -> Reading:
+        url = f"{self._url}/vehicles/{self._vin}/telematicData"
+        query = {"containerId": container_id}
+        answer = self._ask(Request("the car's status", "GET", url, query=query))
+        values = dict_or_empty(answer.get("telematicData"))
+        log_values(values, self._vin)
+        reading = reading_in(TelematicData(values, local_now()))
+        if not reading:
+            hint = "an older car may have to be driven once"
+            raise NoReading(f"BMW's answer holds no charge between 0 and 100; {hint}")
+        return reading
+
+    # The container
+
+    def _container_id(self) -> str:
+        container = self._memory.container
+        if container.id and container.purpose in DESCRIPTORS:
+            return container.id
+        if not self._may_search():
+            wait_s = container.next_search_s - time.time()
+            raise NoReading("CarData gives no container", wait_s=wait_s)
+        return self._find_container()
+
+    def _may_search(self) -> bool:
+        if self._is_start_by_hand:
+            return True
+        wait_s = self._memory.container.next_search_s - time.time()
+        return not 0 < wait_s <= self.REFUSED_PAUSE_S
+
+    def _find_container(self, lost: str = "") -> str:
+        """Find a container of ours that BMW knows, or make one.
+
+        A search counts as a try whatever comes of it, for BMW has refused its list of
+        containers as well: at most one an hour.
+        """
+        self._is_start_by_hand = False
+        container = self._memory.container
+        container.next_search_s = time.time() + self.SEARCH_PAUSE_S
+        try:
+            ours = self._containers_but(lost)
+            for purpose in DESCRIPTORS:
+                if purpose in ours:
+                    return self._use(ours[purpose], purpose, may_be_better=True)
+            return self._make_container(ours)
+        except Refusal as refusal:
+            pause_s = self._search_pause_s(refusal)
+            container.next_search_s = time.time() + pause_s
+            if pause_s and refusal.wait_s is None:
+                refusal.wait_s = pause_s
+            raise
+        except NoAnswer as problem:
+            if not problem.was_sent:
+                container.next_search_s = 0.0
+            raise
+
+    def _search_pause_s(self, refusal: Refusal) -> float:
+        if refusal.code == NOT_SUBSCRIBED:
+            return 0.0  # only the interval, for the owner can mend it at any moment
+        if refusal.code in (DESCRIPTOR_REFUSED, TOO_MANY_CONTAINERS):
+            return self.REFUSED_PAUSE_S
+        return self.SEARCH_PAUSE_S
+
+    def _containers_but(self, lost: str) -> dict[str, str]:
+        """The ids of our containers that are in use, by their purpose."""
+        url = f"{self._url}/containers"
+        listed = self._ask(Request("its containers", "GET", url)).get("containers")
+        ours = {}
+        for each in listed if isinstance(listed, list) else []:
+            container = dict_or_empty(each)
+            container_id = text_or_empty(container.get("containerId"))
+            is_ours = container.get("name") == "i3charge"
+            is_active = container.get("state") == "ACTIVE"
+            if is_ours and is_active and container_id not in ("", lost):
+                ours[text_or_empty(container.get("purpose"))] = container_id
+        return ours
+
+    def _make_container(self, ours: Mapping[str, str]) -> str:
+        try:
+            return self._use(self._post_container(FULL), FULL)
+        except Refusal as refusal:
+            if refusal.code == TOO_MANY_CONTAINERS and ours:
+                older = next(
+                    iter(ours.values())
+                )  # its descriptors are better than none
+                return self._use(older, FULL)
+            if refusal.code != DESCRIPTOR_REFUSED and refusal.status < 500:
+                raise
+            # BMW has answered 5xx to a descriptor that it did not know, too.
+            may_be_better = refusal.status >= 500
+        return self._use(
+            self._post_container(SMALL), SMALL, may_be_better=may_be_better
+        )
+
+    def _post_container(self, purpose: str) -> str:
+        asked = {
+            "name": "i3charge",
+            "purpose": purpose,
+            "technicalDescriptors": DESCRIPTORS[purpose],
+        }
+        url = f"{self._url}/containers"
+        made = self._ask(Request("a container", "POST", url, json=asked))
+        return text_or_empty(made.get("containerId"))
+
+    def _use(
+        self, container_id: str, purpose: str, *, may_be_better: bool = False
+    ) -> str:
+        """Where the full container may be had later, it is tried again once a day."""
+        container = self._memory.container
+        container.id = container_id
+        container.purpose = purpose
+        container.next_full_try_s = 0.0
+        if purpose == SMALL and may_be_better:
+            container.next_full_try_s = time.time() + self.FULL_TRY_PAUSE_S
+        return container_id
+
+    def _try_full_container(self) -> None:
+        container = self._memory.container
+        if not container.next_full_try_s or time.time() < container.next_full_try_s:
+            return
+        container.next_full_try_s = time.time() + self.FULL_TRY_PAUSE_S
+        try:
+            self._use(self._post_container(FULL), FULL)
+        except Refusal as refusal:
+            if refusal.code == DESCRIPTOR_REFUSED:
+                container.next_full_try_s = 0.0
+            logger.debug("the small container stays: %s", refusal)
+        except NoAnswer as problem:
+            logger.debug("the small container stays: %s", problem)
+
+    # One request
+
+    def _ask(self, request: Request) -> dict[str, Any]:
+        """Ask the API; returns the JSON object. Refusal, or another NoReading."""
+        answer = self._send(request)
+        if is_token_refused(answer):
+            self._sign_in.refuse_access_token()
+            answer = self._send(request)
+        if 200 <= answer.status < 300:
+            return answer.json()
+        self._report_refusal(answer)
+
+    def _send(self, request: Request) -> HttpAnswer:
+        token = BearerToken(self._sign_in.access_token())
+        headers = {"x-version": "v1", "Accept": "application/json"}
+        signed = dataclasses.replace(request, auth=token, headers=headers)
+        self._count_request()
+        try:
+            return self._http.send(signed)
+        except NoAnswer as problem:
+            if not problem.was_sent:
+                self._memory.requests_s.pop()
+            raise
+
+    def _count_request(self) -> None:
+        """Note a request before it is sent. NoReading where the day's are spent."""
+        now_s = time.time()
+        spent_s = requests_of_a_day(self._memory.requests_s, now_s)
+        wait_s = quota_wait_s(spent_s, now_s)
+        if wait_s > 0:
+            raise NoReading("CarData's requests for 24 hours are spent", wait_s=wait_s)
+        if now_s > CLOCK_IS_SET_S:
+            self._memory.requests_s = spent_s
+        self._memory.requests_s.append(now_s)
+        self._memory.save()
+
+    def _report_refusal(self, answer: HttpAnswer) -> NoReturn:
+        """Say what an answer that is no success means to the owner."""
+        code = error_code(answer)
+        if code == WRONG_SCOPE:
+            self._sign_in.forget_tokens()
+            why = f"this sign-in is not for CarData: {SUBSCRIBE}"
+            raise NoReading(why, wait_s=A_MINUTE_S)
+        if code == QUOTA_USED_UP or answer.status == 429:
+            why = "BMW says that CarData's 50 requests a day are used up"
+            # They come back at 00:00 UTC, or one by one after 24 hours.
+            midnight_s = A_DAY_S - time.time() % A_DAY_S
+            wait_s = min(AN_HOUR_S, midnight_s + A_MINUTE_S)
+            raise Refusal(why, answer.status, code, wait_s=wait_s)
+        if not code.startswith("CU-"):
+            raise Refusal(answer.failure(), answer.status, code)
+
+        hidden = [self._vin, self._memory.container.id, *self._sign_in.secrets()]
+        said = printable(answer.json().get("exveErrorMsg"), hidden)
+        why = f"CarData says: {said} ({printable(code, hidden)}){advice_on(code)}"
+        raise Refusal(why, answer.status, code)
+
+
+def error_code(answer: HttpAnswer) -> str:
+    """CarData's own, or that of HTTP: "CU-105", "HTTP 503"."""
+    return text_or_empty(answer.json().get("exveErrorId")) or f"HTTP {answer.status}"
+
+
+def advice_on(code: str) -> str:
+    """What the owner can do about a refusal of CarData's."""
+    if code in CAR_REFUSED:
+        return "; check VEHICLE_IDENTIFICATION_NUMBER"
+    if code == TOO_MANY_CONTAINERS:
+        return ": delete one in the portal"
+    if code == DESCRIPTOR_REFUSED:
+        return ": get a newer i3charge.py"
+    if code == NOT_SUBSCRIBED:
+        primary = "check that you are the car's primary user"
+        return f": subscribe the client id to the CarData API, and {primary}"
+    return ""
+
+
+def is_token_refused(answer: HttpAnswer) -> bool:
+    if answer.status == 401 or error_code(answer) in (*TOKEN_REFUSED, NO_DATA_FOUND):
+        return True
+    return answer.status == 403 and b"invalid_token" in answer.body
+
+
+def requests_of_a_day(requests_s: Iterable[float], now_s: float) -> list[float]:
+    """Those of the last 24 hours; one from the future is taken for now."""
+    return sorted(min(at_s, now_s) for at_s in requests_s if now_s - at_s < A_DAY_S)
+
+
+def quota_wait_s(spent_s: list[float], now_s: float) -> float:
+    """Seconds until one more is allowed in 24 hours; 0 for at once."""
+    if len(spent_s) < REQUESTS_A_DAY:
+        return 0.0
+    return spent_s[-REQUESTS_A_DAY] + A_DAY_S - now_s
+
+
+# --- What an answer means -------------------------------------------------------------
+# BMW's words, of charging.status and of hvStatus, in the owner's. NOCHARGING is
+# missing: cars say it that are plugged in, and cars that are not. Whether a charge that
+# has ended has made the car full is for `is_full`.
+STATUS_OF_WORD: dict[str, Status] = {
+    "CHARGINGACTIVE": "charging",
+    "CHARGING": "charging",
+    "CHARGINGPAUSED": "waiting",
+    "CHARGINGINTERRUPTED": "waiting",
+    "CHARGINGDISRUPTED": "waiting",
+    "INITIALIZATION": "waiting",
+    "WAITING_FOR_CHARGING": "waiting",
+    "CHARGINGERROR": "error",
+    "ERROR": "error",
+    "CHARGINGENDED": "plugged in",
+    "NOT_CHARGING": "plugged in",
+    "FINISHED_NOT_FULL": "plugged in",
+    "FINISHED_FULLY_CHARGED": "plugged in",  # the goal was reached, which can be 80 %
+}
+NOT_CHARGING = "NOCHARGING"
+GOAL_REACHED = "FINISHED_FULLY_CHARGED"
+
+REASON_OF_WORD = {
+    "POWERGRID_FAILED": "the station lost power",
+    "CONNECTOR_REMOVED": "the plug was pulled",
+    "CHARGING_STATION_FAILURE": "the station failed",
+    "END_REQUESTED_BY_DRIVER": "stopped by hand",
+    "HV_SYSTEM_FAILURE": "a fault in the car",
+}
+
+UNIT_OF_WORD = {"": "km", "km": "km", "mi": "mi", "miles": "mi", "mls": "mi"}
+
+NEARLY_FULL = 99.0  # percent
+SETTLED = timedelta(minutes=30)  # longer than a car at 100 % goes on charging
+TOGETHER = timedelta(minutes=10)  # what is said within it, is said of one moment
+LONG_AGO = datetime.min.replace(tzinfo=timezone.utc)
+
+
+class Said(NamedTuple):
+    """One value of an answer, and when it was said."""
+
+    value: Any
+    at: datetime | None = None
+
+    @property
+    def word(self) -> str:
+        return text_or_empty(self.value)
+
+
+class TelematicData:
+    """The values of an answer, by their descriptors; a time from the future is now."""
+
+    def __init__(self, values: Mapping[str, Any], now: datetime) -> None:
+        self.now = now
+        self._said: dict[str, Said] = {}
+        self._units: dict[str, str] = {}
+        for name, each in values.items():
+            entry = dict_or_empty(each)
+            at = utc(entry.get("timestamp"))
+            self._said[name] = Said(entry.get("value"), min(at, now) if at else None)
+            self._units[name] = text_or_empty(entry.get("unit"))
+
+    def said(self, name: str) -> Said:
+        return self._said.get(name, Said(None))
+
+    def measured(self, name: str, most: float) -> Said:
+        """With its value as a number from 0 to `most`, or None."""
+        said = self.said(name)
+        return Said(number(said.value, most), said.at)
+
+    def unit(self, name: str) -> str:
+        return self._units.get(name, "")
+
+
+def newest(*candidates: Said) -> Said:
+    """The one that has a value and was said last; the first where no time is known."""
+    found = [said for said in candidates if said.value is not None]
+    return max(found, key=lambda said: said.at or LONG_AGO, default=Said(None))
+
+
+def reading_in(data: TelematicData, *, interpolates: bool = True) -> Reading | None:
+    """None where the answer holds no charge."""
+    status = status_in(data)
+    full_at = full_at_in(data) if status == "charging" else None
+    charge, source = charge_in(data, status, full_at if interpolates else None)
+    if charge is None:
+        return None
+
+    if is_full(data, status, charge):
+        status = "full"
+        full_at = None
+    distance, unit = range_in(data)
+    own = own_charge(data)
+    reason = data.said(FINISH_REASON)
+    return Reading(
+        charge=charge,
+        status=status,
+        source=source,
+        plugged=is_plugged(data),
+        range=distance,
+        range_unit=unit,
+        full_at=full_at,
+        reported=reported_in(data),
+        car_said=own.value,
+        car_said_at=own.at,
+        end_reason=REASON_OF_WORD.get(reason.word, ""),
+        end_reason_at=reason.at,
+    )
+
+
+def status_in(data: TelematicData) -> Status:
+    """What the car says that it does, else what BMW says; "full" comes later.
+
+    BMW stamps hvStatus anew at every fetch, yet it can lag by hours, and for days.
+    """
+    plugged = is_plugged(data)
+    if plugged is False:
+        return "unplugged"
+
+    word = data.said(STATUS).word
+    own_status = STATUS_OF_WORD.get(word)
+    if own_status:
+        return own_status
+
+    hv_status = STATUS_OF_WORD.get(data.said(HV_STATUS).word, "unknown")
+    if word != NOT_CHARGING:
+        return hv_status
+    if hv_status in ("waiting", "error"):
+        return hv_status
+    # Whatever else BMW says is of an earlier charge.
+    return "plugged in" if plugged else "unknown"
+
+
+def is_plugged(data: TelematicData) -> bool | None:
+    """The last word on the plug; None where there is none that counts.
+
+    A status can stick for hours after the plug was pulled, so the plug wins where it is
+    as new. One that was pulled before the car said that it charges has been put in.
+    """
+    plug = plug_in(data)
+    told = data.said(STATUS)
+    if plug.value != "DISCONNECTED":
+        return True if plug.value == "CONNECTED" else None
+    is_older = plug.at is not None and told.at is not None and plug.at < told.at
+    if is_older and told.word in STATUS_OF_WORD:
+        return None
+    return False
+
+
+def plug_in(data: TelematicData) -> Said:
+    """The last word on the plug that says anything."""
+    usable = []
+    for name in (PORT, PORT_COMBINED):
+        said = data.said(name)
+        if said.word in ("CONNECTED", "DISCONNECTED"):
+            usable.append(said)
+    return newest(*usable)
+
+
+def is_full(data: TelematicData, status: Status, charge: float) -> bool:
+    """Whether there is nothing left to charge."""
+    if status == "charging":
+        return is_over(data)
+    if status == "unknown" and data.said(STATUS).word != NOT_CHARGING:
+        return False  # nothing is known, so it may be charging
+    if own_charge(data).value == 100:
+        return True
+    if status == "plugged in" and data.said(HV_STATUS).word == GOAL_REACHED:
+        return charge >= NEARLY_FULL
+    return status in ("plugged in", "unplugged") and charge >= 100
+
+
+def is_over(data: TelematicData) -> bool:
+    """Whether a charge has made the car full, although its status sticks.
+
+    That can be for hours, and one model never says that the charge has ended. A car at
+    100 % goes on charging for a while, and sends its charge when it reaches them.
+    """
+    if data.said(HV_STATUS).word == GOAL_REACHED:
+        return highest_charge(data) >= NEARLY_FULL
+    own = own_charge(data)
+    began = data.said(STATUS).at
+    if own.value != 100 or not own.at or not began:
+        return False
+    return own.at > began and data.now - own.at > SETTLED
+
+
+def highest_charge(data: TelematicData) -> float:
+    """The car's or BMW's, in percent."""
+    computed = data.measured(PREDICTED, most=100)
+    return max(own_charge(data).value or 0.0, computed.value or 0.0)
+
+
+def charge_in(
+    data: TelematicData, status: Status, full_at: datetime | None
+) -> tuple[float | None, Source]:
+    """The charge in percent, and who says it.
+
+    The car says it when a charge begins and ends, seldom in between. So its word is
+    what the charge is at least while the car charges or pauses; after that it counts,
+    if it is of that end.
+    """
+    own = own_charge(data)
+    computed: float | None = data.measured(PREDICTED, most=100).value
+    source: Source = "BMW"
+    if computed is None and status == "charging":  # an i3 may have no PREDICTED
+        computed = interpolated(own, data.said(STATUS).at, full_at, data.now)
+        source = "interpolated"
+
+    if computed is None:
+        return own.value, "the car"
+    if own.value is None or (computed > own.value and not is_own_final(data, status)):
+        return computed, source
+    return own.value, "the car"
+
+
+def is_own_final(data: TelematicData, status: Status) -> bool:
+    """Whether the car's word on its charge is truer than a higher prediction."""
+    if status in ("charging", "waiting"):
+        return False
+    own = own_charge(data)
+    told = data.said(STATUS)
+    if own.at is None or told.at is None:
+        return True
+    return own.at >= told.at - TOGETHER
+
+
+def own_charge(data: TelematicData) -> Said:
+    """The car's own word; its value is a percentage or None."""
+    return newest(data.measured(HEADER, most=100), data.measured(DISPLAYED, most=100))
+
+
+def interpolated(
+    own: Said, began: datetime | None, full_at: datetime | None, now: datetime
+) -> float | None:
+    """On the straight line from the car's last word to the time when it expects 100 %.
+
+    What it said before the charge began still held when it began.
+    """
+    if own.value is None or own.at is None or full_at is None:
+        return None
+    since = max(own.at, began or own.at)
+    if since >= full_at:
+        return None
+    share = (now - since) / (full_at - since)
+    charge: float = own.value + (100 - own.value) * share
+    return min(round(charge, 1), NEARLY_FULL)
+
+
+def full_at_in(data: TelematicData) -> datetime | None:
+    """When the car expects to be full.
+
+    Both fields keep an old value for hours: the newer counts, if it is of this charge.
+    """
+    to_full = data.measured(TO_FULL, most=24 * 60)
+    remaining = data.measured(REMAINING, most=199)  # it says 200 for "200 or more"
+    minutes = newest(to_full, remaining)
+    began = data.said(STATUS).at
+    if minutes.value is None or (minutes.at and began and minutes.at < began):
+        return None
+    said_at = minutes.at or reported_in(data) or data.now
+    return said_at + timedelta(minutes=minutes.value)
+
+
+def range_in(data: TelematicData) -> tuple[float | None, str | None]:
+    """The electric range, and its unit, which BMW often leaves out."""
+    distance = data.measured(RANGE, most=1000).value
+    unit = UNIT_OF_WORD.get(data.unit(RANGE).lower())
+    if distance is None or unit is None:
+        return None, None
+    return distance, unit
+
+
+def reported_in(data: TelematicData) -> datetime | None:
+    """When the car last spoke. BMW stamps what it computes itself at every answer."""
+    own = [data.said(name) for name in (HEADER, DISPLAYED, STATUS)]
+    return newest(*own, plug_in(data)).at
+
+
+def number(value: object, most: float) -> float | None:
+    """A number from 0 to `most`; None if it is no such number."""
+    text = str(value).strip() if isinstance(value, (str, int, float)) else ""
+    if re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,20})?", text) and float(text) <= most:
+        return float(text)
+    return None
+
+
+def utc(value: object) -> datetime | None:
+    """An ISO 8601 time; one without an offset is in UTC already."""
+    with suppress(ValueError, OverflowError):
+        moment = datetime.fromisoformat(text_or_empty(value).replace("Z", "+00:00"))
+        if moment.tzinfo is None:
+            return moment.replace(tzinfo=timezone.utc)
+        return moment.astimezone(timezone.utc)
+    return None
+
+
+# --- The ConnectedDrive portal --------------------------------------------------------
+class Portal:
+    """The API of BMW's web portal (2017 to 2021), opened with the owner's password."""
+
+    name = "ConnectedDrive portal"
+
+    FIELDS: ClassVar = {  # the portal's words for what CarData calls descriptors
+        HEADER: "chargingLevelHv",  # as displayed; soc_hv_percent is less near the top
+        HV_STATUS: "chargingHVStatus",
+        STATUS: "charging_status",
+        TO_FULL: "chargingTimeRemaining",
+        RANGE: "beRemainingRangeElectric",
+        PORT: "connectorStatus",
+    }
+    NEW_TOKEN_REFUSED_PAUSE_S = 600.0  # for many logins lock the account
+    LOGINS = 3  # that BMW may refuse in a row: its gateway has, for minutes
+
+    def __init__(self, settings: Settings, http: Http) -> None:
+        self._settings = settings
+        self._http = http
+        self._access_token = ""
+        self._refusals = self.LOGINS - 1  # the first login has one try
+
+    def poll(self) -> Reading:
+        """Ask BMW once. NoReading if there is none now, SignInRefused if never."""
+        if not self._access_token:
+            self._sign_in()
+        answer = self._ask()
+        if answer.status == 401:
+            self._sign_in()
+            answer = self._ask()
+        if answer.status == 401:
+            why = "BMW does not accept the access token"
+            wait_s = max(self.NEW_TOKEN_REFUSED_PAUSE_S, self._settings.interval_s)
+            raise NoReading(why, wait_s=wait_s)
+        if answer.status in (403, 404):
+            advice = "check VEHICLE_IDENTIFICATION_NUMBER"
+            why = f"BMW does not show this car (HTTP {answer.status})"
+            raise NoReading(f"{why}; {advice}")
+        if answer.status != 200:
+            raise NoReading(answer.failure())
+
+        car = dict_or_empty(answer.json().get("attributesMap"))
+        log_values(car, self._settings.vin)
+        reading = self.reading_in(car, local_now())
+        if not reading:
+            raise NoReading("BMW's answer holds no charge between 0 and 100")
+        return reading
+
+    def reading_in(self, car: Mapping[str, Any], now: datetime) -> Reading | None:
+        values = {
+            name: {"value": car.get(field_name), "timestamp": None, "unit": None}
+            for name, field_name in self.FIELDS.items()
+        }
+        values[RANGE]["unit"] = car.get("unitOfLength")
+        # The report's one time stamp, such as 27.02.2018 19:59:03 UTC.
+        updated = text_or_empty(car.get("updateTime"))
+        form = r"(..)\.(..)\.(....) (.*) UTC"
+        values[HEADER]["timestamp"] = re.sub(form, r"\3-\2-\1 \4", updated)
+        return reading_in(TelematicData(values, now), interpolates=False)
+
+    def _ask(self) -> HttpAnswer:
+        base = self._settings.portal_url.rstrip("/")
+        url = f"{base}/vehicle/dynamic/v1/{self._settings.vin}"
+        token = BearerToken(self._access_token)
+        return self._http.send(Request("the car's status", "GET", url, auth=token))
+
+    def _sign_in(self) -> None:
+        """Find the access token in a redirect: the implicit grant (RFC 6749, 4.2)."""
+        state = secrets.token_urlsafe(16)
+        form = {
+            "username": self._settings.username,
+            "password": self._settings.password,
+            "client_id": self._settings.auth_client_id,
+            "redirect_uri": self._settings.redirect_uri,
+            "response_type": "token",
+            "scope": "authenticate_user fupo",
+            "state": state,
+        }
+        url = self._settings.login_url
+        login = Request("the login", "POST", url, auth=BearerToken(), form=form)
+        answer = self._http.send(login)
+        if answer.status in (400, 401, 403):
+            error = answer.json().get("error") or f"HTTP {answer.status}"
+            self._report_refusal(text_or_empty(error))
+        if answer.status not in (302, 303):
+            raise NoReading(answer.failure())
+
+        fields = self._fields_in(answer.headers.get("Location", ""))
+        if fields.get("state", state) == state:
+            if fields.get("error"):
+                self._report_refusal(fields["error"])
+            if is_token(fields.get("access_token")):
+                self._access_token = fields["access_token"]
+                self._refusals = 0
+                return
+        raise NoReading("BMW answered the login with a redirect that holds no token")
+
+    def _fields_in(self, location: str) -> dict[str, str]:
+        """In the fragment of a redirect to us, or, as some errors, in its query."""
+        address, _, fields = re.sub("[?#]", "&", location).partition("&")
+        if address != self._settings.redirect_uri:
+            return {}
+        return dict(parse_qsl(fields.replace("+", "%2B")))  # a plus sign is one here
+
+    def _report_refusal(self, error: str) -> NoReturn:
+        hidden = [self._settings.username, self._settings.password]
+        said = printable(error, hidden)
+        advice = "check USERNAME, PASSWORD and AUTH_CLIENT_ID"
+        why = f"BMW refuses the login ({said}): {advice}"
+        self._refusals += 1
+        if self._refusals >= self.LOGINS:
+            raise SignInRefused(why)
+        raise NoReading(why)
+
+
+class Door(Protocol):
+    """Where readings come from."""
+
+    name: str
+
+    def poll(self) -> Reading:
+        """NoReading where there is none now, SignInRefused where there is never one."""
+
+
+def open_door(
+    settings: Settings, http: Http, memory: Memory, *, is_attended: bool
+) -> Door:
+    if settings.client_id:
+        return CarData(settings, http, memory, is_attended=is_attended)
+    return Portal(settings, http)
+
+
+# --- What is news, and when the next poll is due --------------------------------------
+Kind = Literal[
+    "started",
+    "step",
+    "reached",
+    "soon",
+    "overdue",
+    "full",
+    "stopped",
+    "paused",
+    "still",
+    "sign-in",
+    "error",
+]
+
+STEP_PERCENT = 5
+SOON_MINUTES = 10
+FORGOTTEN_S = (
+    36 * AN_HOUR_S
+)  # a run once a day may be late, and a day can have 25 hours
+UNSEEN_S = 2 * AN_HOUR_S  # after such a gap it is not known when a charge began
+OVERDUE_S = 30 * A_MINUTE_S  # after the time when it should have been full
+LONGEST_CHARGE_S = 20 * AN_HOUR_S
+STILL_THERE_S = AN_HOUR_S
+AFTER_FULL_S = 2 * A_MINUTE_S  # BMW rounds, and is never early
+LEAST_GAP_S = 10 * A_MINUTE_S  # between two polls, where one is brought forward
+LONGEST_BACKOFF_S = 5 * A_MINUTE_S
+
+# Polls that may be brought forward, one after the other, without anything new: a state
+# that sticks must not drain the quota.
+EARLY_POLLS = 2
+EARLY_POLLS_NEAR_FULL = 4
+
+
+@dataclass(frozen=True)
+class News:
+    """What is worth telling."""
+
+    kind: Kind
+    message: str
+    click: str = ""  # an address that a tap opens
+
+
+class ChargeWatch:
+    """Decides what in a row of readings is news. What it knows outlasts the program."""
+
+    def __init__(self, memory: Memory, notify_at: float, interval_s: float) -> None:
+        self._memory = memory
+        self._notify_at = notify_at  # percent, the owner's own; 0 for none
+        self._interval_s = interval_s
+        self._early_polls = 0  # since there was something new
+
+    def completed(self, reading: Reading) -> Reading:
+        """The last interpolated charge stands, until the car or BMW says another."""
+        before = self._memory.charge
+        if not before.is_interpolated or reading.source == "BMW":
+            return reading
+        if seconds_or_0(reading.car_said_at) > before.car_said_s:
+            return reading
+        if reading.charge >= before.charge:
+            return reading
+        return dataclasses.replace(reading, charge=before.charge, source="interpolated")
+
+    def take(self, reading: Reading, now: datetime) -> list[News]:
+        """Take note of a reading; returns its news, in the order of telling."""
+        before = self._memory.charge
+        if now.timestamp() - before.seen_s > FORGOTTEN_S:
+            before = Charge()
+        is_first = not before.seen_s
+        reading = without_doubt(reading, before)
+        charge = charge_after(before, reading, now)
+
+        found = news_in(before, charge, reading, now, self._notify_at)
+        news = [one for one in found if told_as(one) not in charge.told]
+        if is_first:  # what has been so for long is no news
+            news = [one for one in news if one.kind in ("soon", "overdue")]
+        elif not news:
+            news = steps(charge, reading, now)
+
+        note_told(charge, found)
+        if is_first or news:
+            charge.lowest = reading.charge
+        if news or is_new(reading, before, now):
+            self._early_polls = 0
+        self._memory.charge = charge
+        return news
+
+    def note_silence(self, now: datetime) -> list[News]:
+        """Tell once that a charge has not been heard of for too long."""
+        charge = self._memory.charge
+        silent_s = now.timestamp() - charge.seen_s
+        is_due = max(2 * self._interval_s, AN_HOUR_S) <= silent_s <= FORGOTTEN_S
+        if charge.status != "charging" or charge.silence_told or not is_due:
+            return []
+        charge.silence_told = True
+        since = clock_at(charge.seen_s)
+        message = f"No word from BMW since {since} ({charge.percent}, charging)"
+        return [News("error", message)]
+
+    def plan_next_poll(self, reading: Reading, began_s: float, now: datetime) -> float:
+        """The time.time() of the next poll, after one that began at `began_s`.
+
+        A poll that is brought forward comes at the moment for which it is.
+        """
+        regular_s = began_s + self._interval_s
+        goals = [self._memory.charge.lowest + STEP_PERCENT, self._notify_at]
+        in_s = early_poll_in_s(reading, now, goals, self._early_polls)
+        if in_s is None:
+            return regular_s
+        early_s = now.timestamp() + in_s
+        if early_s < regular_s:
+            self._early_polls += 1
+            return early_s
+        # The one just before full is made, even where a regular one has to wait for it.
+        soon_s = seconds_or_0(reading.full_at) - SOON_MINUTES * A_MINUTE_S
+        if regular_s < soon_s < regular_s + LEAST_GAP_S < regular_s + self._interval_s:
+            return soon_s
+        return regular_s
+
+
+def without_doubt(reading: Reading, before: Charge) -> Reading:
+    """A status that is not known is no evidence that anything has changed."""
+    if reading.status != "unknown":
+        return reading
+    charge = reading.charge
+    if before.is_on:
+        charge = max(charge, before.charge)
+    return dataclasses.replace(reading, charge=charge, status=before.status)
+
+
+def is_new(reading: Reading, before: Charge, now: datetime) -> bool:
+    """Whether BMW has said something that it had not said before."""
+    if reading.status != before.status:
+        return True
+    is_charge_new = reading.charge != before.charge and reading.source != "interpolated"
+    return is_charge_new and reading.minutes_to_full(now) is not None
+
+
+def charge_after(before: Charge, reading: Reading, now: datetime) -> Charge:
+    """What is known of the charge after this reading."""
+    charge = dataclasses.replace(
+        before,
+        seen_s=now.timestamp(),
+        reported_s=reading.said_s(now) if reading.reported else 0.0,
+        car_said_s=seconds_or_0(reading.car_said_at),
+        silence_told=False,
+        status=reading.status,
+        charge=reading.charge,
+        percent=reading.percent,
+        is_interpolated=reading.source == "interpolated",
+        lowest=min(before.lowest, reading.charge),
+        highest=max(before.highest, reading.charge),
+        told=list(before.told),
+    )
+    if reading.status == "charging":
+        if not before.is_on:
+            begin(charge, before, reading, now)
+        if reading.full_at:
+            charge.expected_s = reading.full_at.timestamp()
+    elif reading.status == "waiting":
+        charge.expected_s = 0.0  # it will be later than the car had expected
+    if has_ended(before, reading):
+        charge.is_on = False
+        charge.ended_s = end_of_charge_s(before, reading, now)
+        if not before.is_on:  # it came and went between two readings
+            charge.began_at = ""
+    if reading.plugged is False:
+        end_for_good(charge, reading)
+    return charge
+
+
+def begin(charge: Charge, before: Charge, reading: Reading, now: datetime) -> None:
+    """Note that it charges, where it did not; the same charge may go on."""
+    if reading.charge <= before.highest - STEP_PERCENT:
+        charge.told = []
+        charge.highest = reading.charge
+    charge.is_on = True
+    charge.began_s = max(before.seen_s, reading.said_s(now))
+    charge.began_at = ""
+    if before.seen_s and now.timestamp() - before.seen_s <= UNSEEN_S:
+        charge.began_at = charge_at_beginning(before, reading)
+    charge.expected_s = 0.0
+    charge.ended_s = 0.0
+
+
+def charge_at_beginning(before: Charge, reading: Reading) -> str:
+    """As it is shown: that of the reading before, unless the car was driven since."""
+    own = reading.charge if reading.car_said is None else reading.car_said
+    if before.charge <= own:
+        return before.percent
+    return f"{int(own)}%"
+
+
+def has_ended(before: Charge, reading: Reading) -> bool:
+    """Whether this reading is the first that shows the end of a charge."""
+    if before.is_on:
+        return reading.status not in ("charging", "waiting")
+    is_newly_full = reading.status == "full" and before.status != "full"
+    return is_newly_full and before.seen_s > 0
+
+
+def end_of_charge_s(before: Charge, reading: Reading, now: datetime) -> float:
+    """The time.time() of which the car has told; now, where it has said nothing new."""
+    said_s = reading.said_s(now)
+    return said_s if said_s > before.reported_s else now.timestamp()
+
+
+def end_for_good(charge: Charge, reading: Reading) -> None:
+    """The plug is out: what comes next is another charge.
+
+    A car that left the station full is not told of again, as long as it is full.
+    """
+    charge.told = ["full"] if reading.status == "full" and "full" in charge.told else []
+    charge.highest = reading.charge
+
+
+def seconds_or_0(moment: datetime | None) -> float:
+    return moment.timestamp() if moment else 0.0
+
+
+# Of the other kinds, a charge can have several.
+TOLD_ONCE_A_CHARGE = ("reached", "soon", "overdue", "full", "still")
+
+
+def told_as(news: News) -> str:
+    """How it is remembered that it was told: "80% reached" once for each goal."""
+    if news.kind == "reached":
+        return news.message
+    return news.kind
+
+
+def note_told(charge: Charge, found: list[News]) -> None:
+    for news in found:
+        if news.kind in TOLD_ONCE_A_CHARGE and told_as(news) not in charge.told:
+            charge.told.append(told_as(news))
+
+
+def news_in(
+    before: Charge, charge: Charge, reading: Reading, now: datetime, notify_at: float
+) -> list[News]:
+    """All that a reading has to say, in the order of telling; some may be told."""
+    found = [
+        started(before, charge, reading, now),
+        reached(before, reading, notify_at),
+        soon(reading, now),
+        overdue(charge, now),
+        full(charge, reading),
+        stopped(before, charge, reading),
+        paused(before, reading),
+        still(charge, reading, now),
+    ]
+    return [news for news in found if news]
+
+
+def started(
+    before: Charge, charge: Charge, reading: Reading, now: datetime
+) -> News | None:
+    """The first reading that charges, where it did not before; a pause is no end."""
+    if reading.status != "charging" or before.is_on:
+        return None
+    message = f"Charging from {charge.began_at or reading.percent}"
+    return News("started", with_full_clock(message, reading, now))
+
+
+def reached(before: Charge, reading: Reading, notify_at: float) -> News | None:
+    """The owner's own goal, when it is passed."""
+    if not before.charge < notify_at <= reading.charge or reading.status == "full":
+        return None
+    return News("reached", f"{notify_at:.0f}% reached")
+
+
+def soon(reading: Reading, now: datetime) -> News | None:
+    """It is time to walk to the car."""
+    minutes = reading.minutes_to_full(now)
+    if minutes is None or minutes > SOON_MINUTES:
+        return None
+    about = max(1, round(minutes))
+    return News("soon", f"Full in about {about} min, at {reading.full_clock(now)}")
+
+
+def overdue(charge: Charge, now: datetime) -> News | None:
+    """BMW can go on saying for hours, or for days, that a full car charges."""
+    if charge.status != "charging":
+        return None
+    now_s = now.timestamp()
+    if charge.expected_s and now_s >= charge.expected_s + OVERDUE_S:
+        expected = f"BMW expected it full at {clock_at(charge.expected_s)}"
+        return News("overdue", f"{expected}, and has not confirmed it. Have a look.")
+    if now_s >= charge.began_s + LONGEST_CHARGE_S:
+        so_long = duration(now_s - charge.began_s)
+        return News("overdue", f"Charging for {so_long} now, says BMW. Have a look.")
+    return None
+
+
+def full(charge: Charge, reading: Reading) -> News | None:
+    """The end that the owner waits for, and the next driver, too."""
+    if reading.status != "full":
+        return None
+    summary = charge_summary(charge, reading)
+    message = f"Fully charged: {summary}." if summary else "Fully charged."
+    if reading.plugged is not False:
+        message += " The charging station can be freed."
+    return News("full", message)
+
+
+def stopped(before: Charge, charge: Charge, reading: Reading) -> News | None:
+    """The end of a charge at less than full, with the car's reason if it has one."""
+    if not before.is_on or reading.status in ("charging", "waiting", "full"):
+        return None
+    why: str = reading.status
+    if reading.end_reason and seconds_or_0(reading.end_reason_at) >= charge.began_s:
+        why = reading.end_reason
+    message = f"Charging stopped at {reading.percent} ({why})"
+    summary = charge_summary(charge, reading)
+    return News("stopped", f"{message}, {summary}" if summary else message)
+
+
+def paused(before: Charge, reading: Reading) -> News | None:
+    """Smart tariffs do that many times in a night."""
+    if before.status != "charging" or reading.status != "waiting":
+        return None
+    return News("paused", f"Charging paused at {reading.percent}")
+
+
+def still(charge: Charge, reading: Reading, now: datetime) -> News | None:
+    """An hour after it was full, where the last word on the plug is that it is in."""
+    if reading.status != "full" or not reading.plugged or not charge.ended_s:
+        return None
+    if now.timestamp() < charge.ended_s + STILL_THERE_S:
+        return None
+    since = clock_at(charge.ended_s)
+    return News("still", f"Full since {since}, and still plugged in")
+
+
+def steps(charge: Charge, reading: Reading, now: datetime) -> list[News]:
+    """It is 5 % more than at the last news."""
+    if round(reading.charge - charge.lowest, 6) < STEP_PERCENT:
+        return []
+    return [News("step", with_full_clock(f"{reading.percent} charged", reading, now))]
+
+
+def with_full_clock(message: str, reading: Reading, now: datetime) -> str:
+    full_clock = reading.full_clock(now)
+    return f"{message}, full about {full_clock}" if full_clock else message
+
+
+def charge_summary(charge: Charge, reading: Reading) -> str:
+    """From where to where, and in what time; "" where the beginning was not seen."""
+    took_s = charge.ended_s - charge.began_s
+    if not charge.began_at or took_s <= 0:
+        return ""
+    return f"{charge.began_at.rstrip('%')} → {reading.percent} in {duration(took_s)}"
+
+
+def early_poll_in_s(
+    reading: Reading, now: datetime, goals: list[float], early_polls: int
+) -> float | None:
+    """Seconds to when news is expected, and BMW may be asked; None where none is.
+
+    The polls just before and just after full are made, whatever came before them.
+    """
+    if reading.full_at is None or early_polls >= EARLY_POLLS_NEAR_FULL:
+        return None
+    left_s = (reading.full_at - now).total_seconds()
+    soon_s = left_s - SOON_MINUTES * A_MINUTE_S
+    expected_s = [soon_s, left_s + AFTER_FULL_S]
+    if early_polls < EARLY_POLLS:
+        expected_s += [goal_due_s(reading, left_s, goal) for goal in goals]
+    ahead_s = [seconds for seconds in expected_s if seconds > 0]
+
+    if not ahead_s:  # it should be full by now
+        return LEAST_GAP_S if early_polls < EARLY_POLLS else None
+    in_s = max(min(ahead_s), LEAST_GAP_S)
+    if in_s < soon_s < in_s + LEAST_GAP_S:
+        return soon_s  # or it would come too late
+    return in_s
+
+
+def goal_due_s(reading: Reading, left_s: float, goal: float) -> float:
+    """Seconds to a charge in percent, if it rises evenly; 0 where it is not ahead."""
+    if not reading.charge < goal < 100:
+        return 0.0
+    # A little more, for what is interpolated is rounded.
+    return left_s * (goal + 0.1 - reading.charge) / (100 - reading.charge)
+
+
+def retry_s(failures: int, problem: NoReading, interval_s: float) -> float:
+    """How long to wait after so many failures in a row, the last of them `problem`."""
+    if problem.wait_s is not None:
+        return problem.wait_s
+    first_s = interval_s
+    most_s = max(LONGEST_BACKOFF_S, interval_s)
+    if not problem.was_sent:  # it has cost BMW nothing, and the router may be back soon
+        first_s = min(A_MINUTE_S, interval_s)
+        most_s = interval_s
+    return min(first_s * 2.0 ** min(failures - 1, 20), most_s)
+
+
+# --- Log lines ------------------------------------------------------------------------
+OLD_REPORT = timedelta(minutes=5)
+WIDE_COLUMNS = 70  # of a terminal that has room for the bar
+COLOURS: dict[Status, int] = {"charging": 32, "full": 36, "waiting": 33, "error": 31}
+DIM = 2
+
+
+def distance_words(reading: Reading) -> str:
+    return "" if reading.range is None else f"{int(reading.range)} {reading.range_unit}"
+
+
+def age_words(reading: Reading, now: datetime) -> str:
+    """How long ago the car last spoke, where that is worth a word."""
+    if reading.reported is None or now - reading.reported <= OLD_REPORT:
+        return ""
+    return duration((now - reading.reported).total_seconds())
 
 
 def plain_line(reading: Reading, now: datetime) -> str:
-    distance, clock, age = in_words(reading, now)
-    clock = f"full about {clock}" if clock else ""
-    age = f"(car last reported {age} ago)" if age else ""
-    parts = (f"{now:%Y-%m-%d %H:%M:%S}", reading.percent, reading.status, distance, clock, age)
-    return "  ".join(filter(None, parts))
+    full_clock = reading.full_clock(now)
+    age = age_words(reading, now)
+    columns = [
+        f"{now:%Y-%m-%d %H:%M:%S}",
+        reading.percent,
+        reading.status,
+        distance_words(reading),
+        f"full about {full_clock}" if full_clock else "",
+        f"(car last reported {age} ago)" if age else "",
+    ]
+    return "  ".join(filter(None, columns))
 
 
 def terminal_line(reading: Reading, now: datetime, bar: str) -> str:
-    distance, clock, age = in_words(reading, now)
-    columns = [f"{now:%a %H:%M} {reading.percent:>5}", bar, f"{reading.status:<10}"]
-    columns += [f"{distance:>6}", clock and f"full {clock}", age and f"car: {age} ago"]
+    full_clock = reading.full_clock(now)
+    age = age_words(reading, now)
+    columns = [
+        f"{now:%a %H:%M} {reading.percent:>5}",
+        bar,
+        f"{reading.status:<10}",
+        f"{distance_words(reading):>6}",
+        f"full {full_clock}" if full_clock else "",
+        f"car: {age} ago" if age else "",
+    ]
     return "  ".join(filter(None, columns)).rstrip()
 
 
 def bar_of(charge: float, blocks: str) -> str:
-    """Ten cells; `blocks` are the empty one, the parts of one in growing order, the full one."""
+    """Ten cells; `blocks` are the empty one, parts of one that grow, a full one."""
     parts = len(blocks) - 1
-    full, part = divmod(min(round(charge / 10 * parts), 10 * parts - (charge < 100)), parts)
-    return (blocks[-1] * full + (blocks[part] if part else "")).ljust(10, blocks[0])
+    filled = round(charge / 10 * parts)
+    if charge < 100:
+        filled = min(filled, 10 * parts - 1)
+    cells, part = divmod(filled, parts)
+    bar = blocks[-1] * cells
+    if part:
+        bar += blocks[part]
+    return bar.ljust(10, blocks[0])
 
 
 def json_line(reading: Reading, now: datetime) -> str:
     minutes = reading.minutes_to_full(now)
-    values = {"time": now, **reading._asdict(), "minutes_to_full": minutes}
-    values["full_at"] = None if minutes is None else reading.full_at
-    return json.dumps(values, default=lambda moment: moment.isoformat(timespec="seconds"))
+    values = {
+        "time": iso(now),
+        "charge": reading.charge,
+        "predicted": reading.predicted,
+        "status": reading.status,
+        "plugged": reading.plugged,
+        "range": reading.range,
+        "range_unit": reading.range_unit,
+        "minutes_to_full": minutes,
+        "full_at": None if minutes is None else iso(reading.full_at),
+        "reported": iso(reading.reported),
+    }
+    return json.dumps(values)
+
+
+def iso(moment: datetime | None) -> str | None:
+    return moment.isoformat(timespec="seconds") if moment else None
 
 
 class ChargeLog:
     """Writes readings to stdout, in the form that suits what stdout is."""
 
     def __init__(self, *, as_json: bool) -> None:
-        self._line = json_line if as_json else plain_line
-        self._terminal = sys.stdout.isatty() and not as_json and os.environ.get("TERM") != "dumb"
-        self._blocks = "░▏▎▍▌▋▊▉█" if sys.stdout.encoding.lower().startswith("utf") else "-#"
-        self.works, self.unread = True, False  # where nobody reads it any more
-        if self._terminal:
+        self._as_json = as_json
+        self._encoding = sys.stdout.encoding
+        is_dumb = os.environ.get("TERM") == "dumb"
+        self._is_terminal = sys.stdout.isatty() and not as_json and not is_dumb
+        is_utf = self._encoding.lower().startswith("utf")
+        self._blocks = "░▏▎▍▌▋▊▉█" if is_utf else "-#"
+        self.works = True
+        self.is_unread = False  # for what it is piped into has ended
+        if self._is_terminal:
             self._write("\033[22;2t")  # puts the title aside that is there
 
     def write(self, reading: Reading, now: datetime) -> None:
-        line = self._line(reading, now)
-        if self._terminal:
-            wide = shutil.get_terminal_size().columns >= 70
-            bar = bar_of(reading.charge, self._blocks) if wide else ""
-            if bar and not os.environ.get("NO_COLOR"):
-                bar = f"\033[{COLOURS.get(reading.status, 2)}m{bar}\033[0m"
-            line = terminal_line(reading, now, bar)
-            self.title(f"i3 {reading.percent} {reading.status}")
-        self._write(line + "\n")
+        self._write(self._line(reading, now) + "\n")
+        self.set_title(f"i3 {reading.percent} {reading.status}")
 
-    def title(self, text: str) -> None:
-        if self._terminal:
+    def set_title(self, text: str) -> None:
+        if self._is_terminal:
             self._write(f"\033]2;{text}\007")
 
     def close(self) -> None:
-        if self._terminal:
-            self._write("\033]2;\007\033[23;2t")
+        if self._is_terminal:
+            self._write("\033]2;\007\033[23;2t")  # takes the old title back
+
+    def _line(self, reading: Reading, now: datetime) -> str:
+        if self._as_json:
+            return json_line(reading, now)
+        if not self._is_terminal:
+            return plain_line(reading, now)
+
+        is_wide = shutil.get_terminal_size().columns >= WIDE_COLUMNS
+        bar = bar_of(reading.charge, self._blocks) if is_wide else ""
+        if bar and not os.environ.get("NO_COLOR"):
+            bar = f"\033[{COLOURS.get(reading.status, DIM)}m{bar}\033[0m"
+        return terminal_line(reading, now, bar)
 
     def _write(self, text: str) -> None:
-        """Without a buffer, in which something would be left over at the end."""
+        """Write without a buffer, in which something would be left over at the end."""
         try:
-            os.write(sys.stdout.fileno(), text.encode(sys.stdout.encoding, "replace"))
+            os.write(sys.stdout.fileno(), text.encode(self._encoding, "replace"))
             self.works = True
         except BrokenPipeError:
-            self.unread = True
+            self.is_unread = True
         except OSError as error:
             if self.works:
-                logger.error("the log cannot be written (%s); going on without", error.strerror)
+                why = f"the log cannot be written ({error.strerror})"
+                logger.error("%s; going on without", why)
             self.works = False
 
 
+class TerminalFormatter(logging.Formatter):
+    """Shows failures in red, and dims what is said by the way."""
+
+    COLOURS: ClassVar = {logging.DEBUG: 2, logging.INFO: 2, logging.WARNING: 0}
+    RED = 31
+
+    def format(self, record: logging.LogRecord) -> str:
+        colour = self.COLOURS.get(record.levelno, self.RED)
+        return f"\033[{colour}m{super().format(record)}\033[0m"
+
+
+def set_up_logger(*, verbose: bool) -> None:
+    """Everything but readings goes to stderr."""
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to stop
+    is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    has_colours = is_terminal and not os.environ.get("NO_COLOR")
+    formatter_class = TerminalFormatter if has_colours else logging.Formatter
+    date_format = "%a %H:%M" if is_terminal else "%Y-%m-%d %H:%M:%S"
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter_class("%(asctime)s  %(message)s", date_format))
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+# --- How news is told -----------------------------------------------------------------
+@dataclass(frozen=True)
+class Way:
+    """How one kind of news reaches the owner, beside a notification on the desktop."""
+
+    level: int = logging.WARNING  # in the log
+    sound: bool = False  # of the notification
+    bell: bool = False  # of the terminal, with which tmux marks the window
+    priority: str = (
+        ""  # on the phone, in ntfy's words; without one it is not told there
+    )
+    tag: str = ""  # an emoji of ntfy's
+
+
+WAYS: dict[Kind, Way] = {
+    "started": Way(priority="low", tag="zap"),
+    "step": Way(level=logging.DEBUG),
+    "reached": Way(sound=True, priority="high", tag="dart"),
+    "soon": Way(sound=True, priority="high", tag="hourglass"),
+    "overdue": Way(sound=True, priority="high", tag="hourglass"),
+    "full": Way(sound=True, bell=True, priority="high", tag="battery"),
+    "stopped": Way(sound=True, bell=True, priority="high", tag="warning"),
+    "paused": Way(),
+    "still": Way(priority="default", tag="electric_plug"),
+    # The log has it already, with every code.
+    "sign-in": Way(
+        level=logging.DEBUG, bell=True, priority="high", tag="rotating_light"
+    ),
+    "error": Way(level=logging.ERROR, bell=True, priority="high", tag="rotating_light"),
+}
+
+NOTIFICATION_LIMIT_S = 10.0  # for a program that shows one, and an address that is told
+FIRST_MACOS_WITHOUT_PYNCS_OWN = 16  # which is also called 26
+
+
 class Desktop:
-    """Shows notifications on this computer, with the first of several programs that can."""
+    """Shows notifications on this computer, with the first program that can."""
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._programs = ["pync", "osascript", "notify-send"]
-        self._said = False
+        self._is_helplessness_said = False
 
-    def show(self, message: str, *, sound: bool, click: str = "") -> None:
-        for program in list(self._programs):
-            try:
-                with self._start(program, message, "Glass" if sound else "", click) as process:
-                    try:
-                        if process.wait(NOTIFICATION_LIMIT_S) == 0:
-                            return
-                    finally:
-                        process.kill()
-            except subprocess.TimeoutExpired:
-                self._programs.remove(program)  # or it would delay the polls again and again
-            except Exception as problem:  # noqa: BLE001 - pync raises no narrower one
-                logger.debug("%s did not work: %s", program, type(problem).__name__)
-        if not self._said:
-            logger.info("this machine shows no notifications; README.md says what may help")
-        self._said = True
-
-    def _start(self, program: str, message: str, sound: str, click: str) -> subprocess.Popen[bytes]:
-        if program == "pync":
-            # Imported only here: where it cannot work it raises, and it always starts `which`.
-            import pync  # type: ignore[import-untyped]
-
-            wanted = {"title": self._title, "group": "i3charge", "sound": sound, "open": click}
-            options = {name: value for name, value in wanted.items() if value}
-            process: subprocess.Popen[bytes] = pync.Notifier.notify(message, **options)
-            return process
-        script = "display notification (item 1 of argv) with title (item 2 of argv)"
-        script += " sound name (item 3 of argv)" if sound else ""
-        apple = ["-e", "on run argv", "-e", script, "-e", "end run", message, self._title, sound]
-        quiet = subprocess.DEVNULL
-        command = [program, *(apple if program == "osascript" else [self._title, message])]
-        return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
-
-
-class Phone:
-    """The addresses that hear how a charge ends, and the requests that they have yet to take."""
-
-    def __init__(self, settings: Settings, http: Http, title: str) -> None:
-        self.waiting: list[dict[str, Any]] = []
-        self._http, self._title = http, title
-        urls = {name: settings.url(name, secure=False) for name in ("NTFY_URL", "WEBHOOK_URL")}
-        self._urls = {name: url for name, url in urls.items() if url}
-        self._hosts = {name: urlsplit(url).hostname or "" for name, url in self._urls.items()}
-        if "NTFY_URL" in self._urls and not urlsplit(urls["NTFY_URL"]).path.strip("/"):
-            settings.problems.append(
-                "NTFY_URL should end with a topic: https://ntfy.sh/random-words"
+    def show(self, news: News) -> None:
+        for start in (start_pync, start_osascript, start_notify_send):
+            if self._has_shown(start, news):
+                return
+        if not self._is_helplessness_said:
+            self._is_helplessness_said = True
+            logger.info(
+                "this machine shows no notifications; README.md says what may help"
             )
+
+    def _has_shown(
+        self, start: Callable[[str, News], subprocess.Popen[bytes]], news: News
+    ) -> bool:
+        """Whether the program says so; one that hangs is ended."""
+        try:
+            with start(self._title, news) as process:
+                try:
+                    return process.wait(NOTIFICATION_LIMIT_S) == 0
+                finally:
+                    process.kill()
+        except Exception as problem:  # noqa: BLE001 - pync raises no narrower one
+            logger.debug("%s: %s", start.__name__, type(problem).__name__)
+            return False
+
+
+def start_pync(title: str, news: News) -> subprocess.Popen[bytes]:
+    """Start terminal-notifier, that on the PATH or the one that pync brings.
+
+    On macOS 16 and newer pync's own says that it has shown what it has not.
+    """
+    # Imported only here: where it cannot work it raises, and it always starts `which`.
+    import pync  # type: ignore[import-untyped]
+
+    major = platform.mac_ver()[0].split(".")[0] or "0"
+    if int(major) >= FIRST_MACOS_WITHOUT_PYNCS_OWN and hasattr(
+        pync.Notifier, "app_path"
+    ):
+        raise OSError("pync's own terminal-notifier shows nothing here")
+
+    # A notification replaces the one before it of its group.
+    options = {"title": title, "group": f"i3charge-{news.kind}"}
+    if WAYS[news.kind].sound:
+        options["sound"] = "Glass"
+    if news.click:
+        options["open"] = news.click
+    process: subprocess.Popen[bytes] = pync.Notifier.notify(news.message, **options)
+    return process
+
+
+def start_osascript(title: str, news: News) -> subprocess.Popen[bytes]:
+    script = "display notification (item 1 of argv) with title (item 2 of argv)"
+    arguments = [news.message, title]
+    if WAYS[news.kind].sound:
+        script += " sound name (item 3 of argv)"
+        arguments.append("Glass")
+    lines = ["-e", "on run argv", "-e", script, "-e", "end run"]
+    return start_quietly(["osascript", *lines, *arguments])
+
+
+def start_notify_send(title: str, news: News) -> subprocess.Popen[bytes]:
+    return start_quietly(["notify-send", title, news.message])
+
+
+def start_quietly(command: list[str]) -> subprocess.Popen[bytes]:
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+
+
+class Outbox:
+    """Tells the owner's addresses, and keeps what they have not taken."""
+
+    TRIES_UNANSWERED = 3  # of a message that may have been taken each time
+
+    def __init__(
+        self, settings: Settings, http: Http, memory: Memory, title: str
+    ) -> None:
+        urls = {"NTFY_URL": settings.ntfy_url, "WEBHOOK_URL": settings.webhook_url}
+        self._urls = {name: url for name, url in urls.items() if url}
+        self._http = http
+        self._memory = memory
+        self._title = title
 
     @property
     def hosts(self) -> str:
-        return ", ".join(self._hosts.values()) or "none"
+        return ", ".join(map(self._host, self._urls)) or "none"
 
-    def tell(self, kind: Kind, message: str, reading: Reading | None, click: str) -> None:
-        """Let it wait for `deliver`; some kinds of news are not for the phone."""
-        now, text, tag = local_time(), f"{self._title}: {message}", WAYS[kind][1]
-        webhook: dict[str, Any] = {"event": kind, "title": self._title, "message": message}
-        webhook |= {"text": text, "content": text}  # for Slack, Mattermost, Telegram; Discord
-        webhook |= {
-            name: getattr(reading, name, None) for name in ("charge", "predicted", "status")
-        }
-        webhook["time"] = now.isoformat(timespec="seconds")
-        # https://docs.ntfy.sh/publish/
-        ntfy = {"Title": self._title, "Tags": tag, "Priority": "high", "Click": click or None}
-        as_json = (json.dumps(webhook), {"Content-Type": "application/json"})
-        for name in self._urls if tag else ():
-            body, headers = (message, ntfy) if name == "NTFY_URL" else as_json
-            request = {"to": name, "at_s": now.timestamp(), "message": " ".join(message.split())}
-            self.waiting.append({**request, "body": body, "headers": headers})
-
-    def deliver(self, store: Store, *, again: bool) -> None:
-        """Post what waits, in order; where an address fails, the rest of its waits on."""
-        self.waiting = [r for r in self.waiting if r["at_s"] > time.time() - A_DAY_S]
-        for name, host in self._hosts.items():
-            for request in [r for r in self.waiting if r["to"] == name]:
-                try:
-                    self._post(self._urls[name], request)
-                except TryAgain as problem:
-                    if request.get("failed") != str(problem):
-                        request["failed"] = str(problem)
-                        logger.error("%s%s", problem, "; it will be tried again" if again else "")
-                    break
-                self.waiting.remove(request)
-                store.save()
-                told = request["message"]
-                logger.info("%s was told: %s", host, told if len(told) <= 40 else f"{told[:39]}…")
-
-    def _post(self, url: str, request: Mapping[str, Any]) -> None:
-        options = {"data": request["body"].encode(), "headers": request["headers"]}
-        limit_s = NOTIFICATION_LIMIT_S
-        answer = self._http.send("a notification", "POST", url, limit_s=limit_s, **options)
-        if 200 <= answer.status < 300:
+    def add(self, news: News, reading: Reading | None) -> None:
+        """Let a message wait for each address; some kinds of news are for none."""
+        if not WAYS[news.kind].priority:
             return
-        said = answer.json()
-        text = said.get("error") or said.get("message") or said.get("description")
-        text = text or re.sub("<[^>]*>", " ", answer.body.decode("utf-8", "replace"))
-        parts = re.split("[/?&=:@#]+", f"{url}/{unquote(url)}")
-        reason = printable(text, [url, *(part for part in parts if len(part) > 2)])[:60]
-        refused = f"{answer.host} did not accept a notification (HTTP {answer.status})"
-        raise TryAgain(f"{refused}: {reason}")
-
-    def give_up(self, *, kept: bool) -> None:
-        """Say what is left over at the end."""
-        later = " (the next start tries again)" if kept else ""
-        for request in self.waiting:
-            if host := self._hosts.get(request["to"]):
-                logger.error("%s has not been told: %s%s", host, request["message"], later)
-
-
-# --- The loop -------------------------------------------------------------------------------
-def fault(problem: Exception) -> str:
-    """Of our own: its text and traceback stay untold, for they could hold a secret."""
-    frame, line_number = list(traceback.walk_tb(problem.__traceback__))[-1]
-    place = f"{Path(frame.f_code.co_filename).name}, line {line_number}"
-    return f"a fault in i3charge itself: {type(problem).__name__} in {place}; please report it"
-
-
-def run(
-    door: CarData | Portal,
-    store: Store,
-    watch: ChargeWatch,
-    log: ChargeLog,
-    desktop: Desktop,
-    phone: Phone,
-    *,
-    once: bool = False,
-    until_full: bool = False,
-) -> int:
-    """Poll until something ends it; returns the exit status."""
-    reading: Reading | None = None
-    failures, wait_s, due_s = 0, 0.0, clocks_s()  # when the poll was due
-
-    def tell(news: list[tuple[Kind, str]], click: str = "", *, again: bool) -> None:
-        """Once: that it is told is on disk before anybody hears of it."""
-        waking = failures == 1 and wait_s <= 60  # in a minute the network may be there
-        if not waking and (blind := watch.blind_since(local_time(), door.interval_s)):
-            news = [*news, ("error", blind)]
-        for kind, message in news:
-            phone.tell(kind, message, reading, click)
-        if news:
-            store.save()
-        for kind, message in news:
-            level, _, sound, bell = WAYS[kind]
-            logger.log(level, "%s", message)
-            if bell and sys.stderr.isatty():
-                print("\a", end="", file=sys.stderr, flush=True)
-            desktop.show(message, sound=sound, click=click)
-        phone.deliver(store, again=again)
-
-    while True:
-        news: list[tuple[Kind, str]] = []
-        click = ""
-        exit_status = 1 if once else None
-        with store:
-            try:
-                reading = door.poll()
-            except SignInFailed as problem:
-                exit_status = 1
-                news = [("error", str(problem))]
-            except Exception as problem:  # noqa: BLE001 - even a fault of ours may pass
-                if not isinstance(problem, TryAgain):
-                    problem = TryAgain(fault(problem))
-                log.title("i3: no reading")
-                failures += problem.wait_s is None
-                wait_s = retry_s(failures, problem, door.interval_s)
-                due_s = clocks_s()
-                if str(problem):
-                    next_try = "" if once else f"; next try in {duration(wait_s)}"
-                    logger.error("%s%s", problem, next_try)
-                if problem.news:
-                    news, click = [("error", problem.news)], problem.click
+        now = local_now()
+        for name in self._urls:
+            if name == "NTFY_URL":
+                body, headers = ntfy_message(news, self._title)
             else:
-                failures, now = 0, local_time()
-                log.write(reading, now)
-                news = watch.news(reading, now)
-                wait_s = watch.next_poll_s(reading, now, door.interval_s)
-                if passed_s(due_s) > wait_s:
-                    due_s = clocks_s()  # what it has missed is not made up for
-                if once or log.unread or (until_full and reading.status == "full"):
-                    exit_status = 0 if log.works else 1
-            tell(news, click, again=exit_status is None)
-        if exit_status is not None:
-            return exit_status
-        while (left_s := wait_s - passed_s(due_s)) > 0:
-            time.sleep(min(left_s, 60))
-            if wait_s > passed_s(due_s):
-                with store:
-                    tell([], again=True)
-        due_s = due_s[0] + wait_s, due_s[1] + wait_s
+                body, headers = webhook_message(news, self._title, reading, now)
+            summary = " ".join(news.message.split())
+            message = Message(name, summary, body, headers, made_s=now.timestamp())
+            self._memory.outbox.append(message)
+
+    def deliver(self, *, will_try_again: bool) -> None:
+        """Post what is due. Each message waits for its address by itself."""
+        now_s = time.time()
+        for message in list(self._memory.outbox):
+            if message.made_s < now_s - A_DAY_S:
+                self._memory.outbox.remove(message)
+            elif message.address in self._urls and is_due(message, now_s):
+                if self._post(message, will_try_again=will_try_again):
+                    self._memory.outbox.remove(message)
+                self._memory.save()
+
+    def say_what_is_left(self) -> None:
+        later = " (the next start tries again)" if self._memory.path else ""
+        for message in self._memory.outbox:
+            if message.address in self._urls:
+                host = self._host(message.address)
+                logger.error("%s has not been told: %s%s", host, message.summary, later)
+
+    def _host(self, name: str) -> str:
+        return urlsplit(self._urls[name]).hostname or ""
+
+    def _post(self, message: Message, *, will_try_again: bool) -> bool:
+        """Whether the message is done with: taken, or tried in vain too often."""
+        request = Request(
+            "a notification",
+            "POST",
+            self._urls[message.address],
+            headers=message.headers,
+            body=message.body.encode(),
+            timeout_s=(NOTIFICATION_LIMIT_S, NOTIFICATION_LIMIT_S),
+        )
+        try:
+            answer = self._http.send(request)
+        except NoAnswer as problem:
+            why = str(problem)
+            if problem.was_sent:
+                message.unanswered += 1
+            else:
+                message.refusals += 1
+        else:
+            if is_taken(answer):
+                self._say_taken(message, answer)
+                return True
+            why = refusal_of_address(answer, self._urls[message.address])
+            message.refusals += 1
+
+        if message.unanswered >= self.TRIES_UNANSWERED:
+            host = self._host(message.address)
+            logger.error(
+                "%s may not have been told: %s (%s)", host, message.summary, why
+            )
+            return True
+        tries = message.refusals + message.unanswered
+        message.next_try_s = time.time() + pause_before_next_try_s(tries)
+        if message.problem != why:
+            message.problem = why
+            later = "; it will be tried again" if will_try_again else ""
+            logger.error("%s%s", why, later)
+        return False
+
+    def _say_taken(self, message: Message, answer: HttpAnswer) -> None:
+        how = "was told" if answer.status < 300 else "was told, and redirects"
+        summary = message.summary
+        if len(summary) > 40:
+            summary = f"{summary[:39]}…"
+        logger.info("%s %s: %s", answer.host, how, summary)
 
 
-# --- The command line -----------------------------------------------------------------------
-def start(arguments: argparse.Namespace, settings: Settings, env_file: Path) -> int:
-    once, demo = arguments.once, arguments.demo
-    http = Http()
-    store = Store(None if demo else env_file.with_name(".i3charge.json"))
-    given = settings.variables.get
-    if given("CARDATA_CLIENT_ID") or not (given("PASSWORD") or given("AUTH_CLIENT_ID")):
-        door: CarData | Portal = CarData(settings, http, store, attended=not once)
-    else:
-        door = Portal(settings, http)
-    title = "BMW i3 (demo)" if demo else "BMW i3"
-    phone = Phone(settings, http, title)
-    form = "[1-9][0-9]?%?|0"
-    notify_at = settings.text("NOTIFY_AT", "0", form=form, should="a whole number from 1 to 99")
-    watch = ChargeWatch(float(notify_at.rstrip("%")))
-    store.things[f"phone of {env_file.name}"] = phone
-    store.things[f"car {door.vin}"] = watch
-    copy = "" if env_file.exists() else "copy .env.example to .env and fill it in; "
-    settings.check(hint=f"{copy}see Your own car in README.md; --demo needs no account")
-    log = ChargeLog(as_json=arguments.json)
+def ntfy_message(news: News, title: str) -> tuple[str, dict[str, str]]:
+    """The body and the headers; see https://docs.ntfy.sh/publish/."""
+    way = WAYS[news.kind]
+    headers = {"Title": title, "Tags": way.tag, "Priority": way.priority}
+    if news.click:
+        headers["Click"] = news.click
+    return news.message, headers
 
-    def wind_up(interrupt: int = 0, _: object = None) -> None:
-        """A Ctrl-C ends it at once: a finalizer would swallow it, and what must last is on disk."""
-        phone.give_up(kept=not demo)
-        log.close()
-        if interrupt:
-            os._exit(130)
 
-    signal.signal(signal.SIGINT, wind_up)
-    gc.freeze()
-    gc.enable()
-    if not once:
-        name, every = "simulated i3" if demo else door.NAME, duration(door.interval_s)
-        logger.info("%s, every %s and when news is due. Phone: %s", name, every, phone.hosts)
-    try:
-        return run(door, store, watch, log, Desktop(title), phone, once=once, until_full=demo)
-    finally:
-        wind_up()
+def webhook_message(
+    news: News, title: str, reading: Reading | None, now: datetime
+) -> tuple[str, dict[str, str]]:
+    """The body and the headers; receivers ignore the fields that they do not know."""
+    text = f"{title}: {news.message}"
+    values = {
+        "event": news.kind,
+        "title": title,
+        "message": news.message,
+        "body": news.message,  # for Apprise API and Bark
+        "text": text,  # for Slack, Mattermost and Telegram
+        "content": text,  # for Discord
+        "charge": reading.charge if reading else None,
+        "predicted": reading.predicted if reading else None,
+        "status": reading.status if reading else None,
+        "time": iso(now),
+    }
+    return json.dumps(values), {"Content-Type": "application/json"}
+
+
+def is_due(message: Message, now_s: float) -> bool:
+    """A wait of more than an hour is one of a clock that was set back."""
+    return not 0 < message.next_try_s - now_s <= AN_HOUR_S
+
+
+def pause_before_next_try_s(tries: int) -> float:
+    """1, 2, 4 … 60 minutes."""
+    return min(A_MINUTE_S * 2.0 ** min(tries - 1, 10), AN_HOUR_S)
+
+
+def is_taken(answer: HttpAnswer) -> bool:
+    """302 and 303 are how a script answers that has run, as Google's do."""
+    return 200 <= answer.status < 300 or answer.status in (302, 303)
+
+
+def refusal_of_address(answer: HttpAnswer, url: str) -> str:
+    """A sentence with the address's own reason, but nothing of the address itself."""
+    said = answer.json()
+    error = said.get("error")
+    if isinstance(error, dict):  # where Google has it
+        error = error.get("message")
+    page = re.sub("<[^>]*>", " ", answer.body.decode("utf-8", "replace"))
+    reason = error or said.get("message") or said.get("description") or page
+    parts = re.split("[/?&=:@#]+", f"{url}/{unquote(url)}")
+    hidden = [url, *(part for part in parts if len(part) > 2)]
+    short = printable(reason, hidden)[:60]
+    return (
+        f"{answer.host} did not accept a notification (HTTP {answer.status}): {short}"
+    )
+
+
+# --- The loop -------------------------------------------------------------------------
+LONGEST_NAP_S = 60.0
+
+
+@dataclass
+class Loop:
+    """Poll, log, save, tell, wait."""
+
+    door: Door
+    interval_s: float
+    memory: Memory
+    watch: ChargeWatch
+    log: ChargeLog
+    desktop: Desktop
+    outbox: Outbox
+    once: bool = False
+    until_full: bool = False
+    reading: Reading | None = None  # the last
+    failures: int = 0  # in a row
+
+    def run(self) -> int:
+        """Go on until something ends it; returns the exit status."""
+        while True:
+            began_s = time.time()
+            try:
+                reading = self.poll()
+                next_s = self.note(reading, began_s)
+                if self.is_last(reading):
+                    return 0 if self.log.works and self.memory.is_kept else 1
+            except NoReading as problem:
+                next_s = time.time() + self.note_failure(problem)
+                if self.once:
+                    return 1
+            except SignInRefused as refusal:
+                self.tell([News("error", str(refusal))])
+                return 1
+            self.wait_until(next_s)
+
+    def poll(self) -> Reading:
+        try:
+            return self.door.poll()
+        except (NoReading, SignInRefused):
+            raise
+        except Exception as problem:  # noqa: BLE001 - even a fault of ours may pass
+            raise NoReading(fault(problem)) from None
+
+    def note(self, reading: Reading, began_s: float) -> float:
+        """Returns the time.time() of the next poll."""
+        now = local_now()
+        self.failures = 0
+        self.reading = self.watch.completed(reading)
+        self.log.write(self.reading, now)
+        self.tell(self.watch.take(self.reading, now))
+        return self.watch.plan_next_poll(self.reading, began_s, now)
+
+    def note_failure(self, problem: NoReading) -> float:
+        """Returns the seconds to the next poll."""
+        if problem.wait_s is None:
+            self.failures += 1
+        wait_s = retry_s(self.failures, problem, self.interval_s)
+        if isinstance(problem, WaitingForOwner):
+            self.log.set_title("i3: waiting for you")
+            if str(problem):
+                logger.warning("%s", problem)
+        else:
+            self.log.set_title("i3: no reading")
+            if str(problem):
+                next_try = "" if self.once else f"; next try in {duration(wait_s)}"
+                logger.error("%s%s", problem, next_try)
+
+        news = [problem.news] if problem.news else []
+        if self.once or self.failures > 1:  # the first may be that of a lid that opens
+            news += self.watch.note_silence(local_now())
+        self.tell(news)
+        return wait_s
+
+    def is_last(self, reading: Reading) -> bool:
+        is_done = self.until_full and reading.status == "full"
+        return self.once or is_done or self.log.is_unread
+
+    def tell(self, news: list[News]) -> None:
+        """Save before anybody is told, so that a crash cannot tell it twice."""
+        for one in news:
+            self.outbox.add(one, self.reading)
+        self.memory.save()
+        for one in news:
+            way = WAYS[one.kind]
+            logger.log(way.level, "%s", one.message)
+            if way.bell and sys.stderr.isatty():
+                print("\a", end="", file=sys.stderr, flush=True)
+            self.desktop.show(one)
+        self.outbox.deliver(will_try_again=not self.once)
+
+    def wait_until(self, next_s: float) -> None:
+        """Sleep in naps; where the clock is set back, the naps count."""
+        left_s = next_s - time.time()
+        while left_s > 0:
+            nap_s = min(left_s, LONGEST_NAP_S)
+            time.sleep(nap_s)
+            left_s = min(left_s - nap_s, next_s - time.time())
+            if left_s > 0:  # else it is the next poll that has something to say
+                self.tell_while_waiting()
+                left_s = min(left_s, next_s - time.time())
+
+    def tell_while_waiting(self) -> None:
+        news = self.watch.note_silence(local_now())
+        if news:
+            self.tell(news)
+        else:
+            self.outbox.deliver(will_try_again=True)
+
+
+def fault(problem: Exception) -> str:
+    """A sentence on a fault of our own; its text could hold a secret.
+
+    --verbose shows where it happened, too.
+    """
+    frames = traceback.extract_tb(problem.__traceback__)
+    for frame in frames:
+        name = Path(frame.filename).name
+        logger.debug("  %s, line %s, in %s", name, frame.lineno, frame.name)
+    place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+    what = type(problem).__name__
+    return f"a fault in i3charge itself: {what} in {place}; please report it"
+
+
+# --- The command line -----------------------------------------------------------------
+DESCRIPTION = """\
+Log the charge of a BMW i3, and say when it rises and when the car is full.
+
+Each reading is a line on stdout. The news (charging has started, 5 % more, full
+soon, full, stopped) shows as a notification on this computer, and goes to your
+phone. It runs until Ctrl-C ends it."""
+
+
+def manual() -> str:
+    """What --help says below the options."""
+    return f"""\
+settings, in .env beside this file or in the environment:
+{settings_table(REQUIRED_SETTINGS)}
+
+optional:
+{settings_table(OPTIONAL_SETTINGS)}
+
+for the ConnectedDrive portal, which BMW has closed:
+{settings_table(PORTAL_SETTINGS)}
+
+files:
+  .env             the settings; .env.example is a form for them
+  .i3charge.json   beside the settings: the sign-in, the charge, unsent news
+
+exit status:
+  0    --once has its reading, --demo is over, or nobody reads the log any more
+  1    BMW refuses the sign-in, --once got no reading or could not keep it, or
+       i3charge is already running
+  2    the settings, the options or the files are wrong; a message says which
+  129, 130, 143   ended by a closed terminal, Ctrl-C, or a shutdown
+
+examples:
+  python i3charge.py --demo                     try it, without a BMW account
+  python i3charge.py | tee -a charge.log        keep the readings in a file, too
+  python i3charge.py --once --json              one reading, for another program
+"""
+
+
+def settings_table(settings: Mapping[str, str]) -> str:
+    return "\n".join(f"  {name:<29}  {what}" for name, what in settings.items())
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION,
+        epilog=manual(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--once", action="store_true", help="take one reading, then end")
+    add("--json", action="store_true", help="log one JSON object a line")
+    add("--demo", action="store_true", help="log a simulated i3 until it is full")
+    add("--env-file", type=Path, metavar="PATH", help="read the settings from PATH")
+    add("-v", "--verbose", action="store_true", help="show what BMW answers")
+    add("--version", action="version", version=f"i3charge {__version__}")
+    return parser.parse_args()
 
 
 def main() -> int:
-    logging.raiseExceptions = False  # a log that cannot be written is no reason to stop
-    handler = logging.StreamHandler()
-    terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-    form, date = "%(asctime)s  %(message)s", "%a %H:%M" if terminal else "%Y-%m-%d %H:%M:%S"
-    if terminal and not os.environ.get("NO_COLOR"):
-        form = f"%(levelname)s{form}\033[0m"
-        for level, colour in ((10, 2), (20, 2), (30, 0), (40, 31), (50, 31)):
-            logging.addLevelName(level, f"\033[{colour}m")  # failures in red, tips dim
-    handler.setFormatter(logging.Formatter(form, date))
-    logger.addHandler(handler)
-    parser = argparse.ArgumentParser(
-        description="Log the charge of a BMW i3, and say when it rises and when it is full.",
-        epilog="For example: python i3charge.py --demo; python i3charge.py | tee -a charge.log",
-    )
-    parser.add_argument("--once", action="store_true", help="take one reading, then end")
-    parser.add_argument("--json", action="store_true", help="log one JSON object a line")
-    parser.add_argument("--demo", action="store_true", help="log a simulated i3 until it is full")
-    parser.add_argument("--env-file", type=Path, metavar="PATH", help="read the settings from PATH")
-    parser.add_argument("-v", "--verbose", action="store_true", help="show what BMW answers")
-    parser.add_argument("--version", action="version", version=f"i3charge {__version__}")
-    arguments = parser.parse_args()
-    logger.setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
-    path = arguments.env_file or Path(__file__).resolve().with_name(".env")
+    """Returns the exit status."""
+    handle_signals()
     try:
-        variables, typos = load_variables(path, required=bool(arguments.env_file))
-        if not arguments.demo:
-            return start(arguments, Settings(variables, typos), path)
-        with simulated_bmw() as simulated:
-            own = {n: variables.get(n, "") for n in ("NTFY_URL", "WEBHOOK_URL", "NOTIFY_AT")}
-            return start(arguments, Settings({**simulated, **own}, typos), path)
-    except SettingsError as error:
-        for line in error.args:
+        arguments = parse_arguments()
+        set_up_logger(verbose=arguments.verbose)
+        if arguments.demo:
+            return run_demo(arguments)
+        return run_logger(arguments)
+    except CannotStart as problem:
+        for line in problem.lines:
             logger.error("%s", line)
-        return 2
+        return problem.exit_status
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except Exception as problem:  # noqa: BLE001 - no traceback, whatever it is
         logger.critical("%s", fault(problem))
         return 1
 
 
-# --- The demo -------------------------------------------------------------------------------
+def handle_signals() -> None:
+    """Let a closed terminal and a shutdown end the program as a Ctrl-C does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, end_with_status)
+
+
+def end_with_status(number: int, _: object) -> None:
+    sys.exit(128 + number)
+
+
+def run_logger(arguments: argparse.Namespace) -> int:
+    path = settings_path(arguments)
+    has_file = bool(arguments.env_file) or path.exists()
+    found = read_settings_file(path) if has_file else {}
+    first = (
+        f"fill in {path}" if has_file else "copy .env.example to .env and fill it in"
+    )
+    advice = (
+        f'{first}; README.md has the steps in "Your own car"; --demo needs no account'
+    )
+    # Those of the file come last, for many desktops export a USERNAME of their own.
+    settings = load_settings({**os.environ, **found}, unknown_names(found), advice)
+    if urlsplit(settings.login_url).hostname == urlsplit(PORTAL_LOGIN_URL).hostname:
+        where = 'README.md describes the open one in "Your own car"'
+        logger.warning("BMW has closed this door, the ConnectedDrive portal; %s", where)
+
+    kept_in = memory_path(path)
+    lock = lock_memory(kept_in)
+    try:
+        memory = load_memory(kept_in, settings.client_id, settings.vin)
+        return run(settings, memory, "BMW i3", arguments)
+    finally:
+        if lock:
+            lock.close()
+
+
+def settings_path(arguments: argparse.Namespace) -> Path:
+    if arguments.env_file:
+        return Path(os.path.abspath(arguments.env_file))
+    return Path(__file__).resolve().with_name(".env")
+
+
+def run(
+    settings: Settings, memory: Memory, title: str, arguments: argparse.Namespace
+) -> int:
+    """Put the parts together, and let them run; returns the exit status."""
+    http = Http()
+    door = open_door(settings, http, memory, is_attended=not arguments.once)
+    outbox = Outbox(settings, http, memory, title)
+    log = ChargeLog(as_json=arguments.json)
+    loop = Loop(
+        door=door,
+        interval_s=settings.interval_s,
+        memory=memory,
+        watch=ChargeWatch(memory, settings.notify_at, settings.interval_s),
+        log=log,
+        desktop=Desktop(title),
+        outbox=outbox,
+        once=arguments.once,
+        until_full=arguments.demo,
+    )
+    if not arguments.once:
+        name = "simulated i3" if arguments.demo else door.name
+        every = f"every {duration(settings.interval_s)} and when news is due"
+        logger.info("%s, %s. Phone: %s", name, every, outbox.hosts)
+    try:
+        return loop.run()
+    finally:
+        outbox.say_what_is_left()
+        log.close()
+
+
+# --- The demo -------------------------------------------------------------------------
+def run_demo(arguments: argparse.Namespace) -> int:
+    """Log a simulated i3, with the owner's own addresses, and without a memory."""
+    path = settings_path(arguments)
+    has_file = bool(arguments.env_file) or path.exists()
+    found = read_settings_file(path) if has_file else {}
+    variables = {**os.environ, **found}
+    own_names = ("NTFY_URL", "WEBHOOK_URL", "NOTIFY_AT")
+    own = {name: variables.get(name, "") for name in own_names}
+    problems = unknown_names(found)
+
+    with simulated_bmw() as simulated:
+        settings = load_settings({**simulated, **own}, problems, advice="")
+        status = run(settings, Memory(), "BMW i3 (demo)", arguments)
+    if status == 0 and not arguments.once:
+        logger.info('That was a simulation. Next: README.md, "Your own car".')
+    return status
+
+
 @contextmanager
 def simulated_bmw() -> Iterator[dict[str, str]]:
-    """A BMW on this computer whose i3 charges from 61 % to full; yields the settings for it."""
+    """Serve a portal on this computer, whose i3 charges to full; yields settings."""
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
     from threading import Thread
 
-    story = iter([("NOT_CHARGING", 61.0), *(("CHARGING", 61 + 1.5 * n) for n in range(26))])
+    minutes_a_percent = 3.6  # as at 11 kW
+    started_at = datetime.now(timezone.utc)
+    full_at = started_at + timedelta(minutes=(100 - 61) * minutes_a_percent)
+    charges = [61 + 1.5 * step for step in range(26)]
+    story = iter(
+        [("NOT_CHARGING", 61.0), *(("CHARGING", charge) for charge in charges)]
+    )
+
+    def minutes_to_full(charge: float, now: datetime) -> float:
+        """The time of day when it is full stands still, until the end is near."""
+        left_in_story = (100 - charge) * minutes_a_percent
+        if left_in_story <= SOON_MINUTES:
+            return left_in_story
+        return (full_at - now).total_seconds() / 60
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            """The login."""
             self.rfile.read(int(self.headers["Content-Length"]))
             self.send_response(302)
             self.send_header("Location", "demo:#access_token=demo")
             self.end_headers()
 
         def do_GET(self) -> None:
-            """The car's status: plugged in, then charging as if at 11 kW, then full."""
+            """The car's status."""
             status, charge = next(story, ("FINISHED_FULLY_CHARGED", 100.0))
-            car = {"chargingLevelHv": str(charge), "chargingHVStatus": status}
-            car["connectorStatus"] = "CONNECTED"
-            car["chargingTimeRemaining"] = f"{(100 - charge) * 3.6:.1f}"
-            car["beRemainingRangeElectric"] = f"{charge * 1.6:.1f}"
-            car["updateTime"] = f"{datetime.now(timezone.utc):%d.%m.%Y %H:%M:%S} UTC"
+            now = datetime.now(timezone.utc).replace(microsecond=0)
+            car = {
+                "chargingLevelHv": str(charge),
+                "chargingHVStatus": status,
+                "connectorStatus": "CONNECTED",
+                "chargingTimeRemaining": f"{minutes_to_full(charge, now):.3f}",
+                "beRemainingRangeElectric": f"{charge * 1.6:.1f}",
+                "updateTime": f"{now:%d.%m.%Y %H:%M:%S} UTC",
+            }
             self.send_response(200)
             self.end_headers()
             self.wfile.write(json.dumps({"attributesMap": car}).encode())
 
         def log_message(self, *_: object) -> None:
-            """Nothing: the demo's log is the owner's."""
+            """Say nothing: the demo's log is the owner's."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/"
-        settings = {"AUTH_BASE_URL": url, "CONNECTED_DRIVE_BASE_URL": url, "LOG_INTERVAL": "570"}
-        settings |= dict.fromkeys(("USERNAME", "PASSWORD", "AUTH_CLIENT_ID"), "demo")
-        settings |= {"AUTH_REDIRECT_URI": "demo:"}
-        yield {**settings, "VEHICLE_IDENTIFICATION_NUMBER": "WBY00000000000000"}
+        yield {
+            "VEHICLE_IDENTIFICATION_NUMBER": "WBY00000000000000",
+            "USERNAME": "demo",
+            "PASSWORD": "demo",
+            "AUTH_CLIENT_ID": "demo",
+            "AUTH_BASE_URL": url,
+            "AUTH_REDIRECT_URI": "demo:",
+            "CONNECTED_DRIVE_BASE_URL": url,
+            "LOG_INTERVAL": "570",
+        }
 
 
 if __name__ == "__main__":
