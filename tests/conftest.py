@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
 import signal
 import subprocess
@@ -18,6 +20,8 @@ import fake_cardata
 import hypothesis
 import pytest
 
+import i3charge
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "i3charge.py"
 
@@ -25,11 +29,11 @@ SCRIPT = ROOT / "i3charge.py"
 # as "Class.NAME" of a class, and, for pync, on what looks like a Mac.
 LAUNCHER = """
 import json, sys
-constants, mac = json.loads(sys.argv.pop(1))
-if mac:
+constants, macos = json.loads(sys.argv.pop(1))
+if macos:
     import platform
     platform.system = lambda: "Darwin"
-    platform.mac_ver = lambda: ("14.5", ("", "", ""), "arm64")
+    platform.mac_ver = lambda: (macos, ("", "", ""), "arm64")
 sys.path.insert(0, sys.argv.pop(1))
 import i3charge
 for path, value in constants.items():
@@ -53,7 +57,10 @@ class Script:
         self.stdout: list[str] = []
         self.stderr: list[str] = []
         self.changed = threading.Condition()
-        streams = ((self.process.stdout, self.stdout), (self.process.stderr, self.stderr))
+        streams = (
+            (self.process.stdout, self.stdout),
+            (self.process.stderr, self.stderr),
+        )
         self.readers = [
             threading.Thread(target=self._read, args=pair, daemon=True)
             for pair in streams
@@ -69,7 +76,9 @@ class Script:
                     lines.append(line.rstrip("\n"))
                     self.changed.notify_all()
 
-    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+    def wait_for(
+        self, condition: Callable[[], object], what: str, seconds: float = 30
+    ) -> None:
         with self.changed:
             assert self.changed.wait_for(condition, seconds), (
                 f"waited in vain for {what}\nstdout: {self.stdout}\nstderr: {self.stderr}"
@@ -114,15 +123,23 @@ def env(tmp_path: Path) -> dict[str, str]:
     home = tmp_path / "home"
     home.mkdir()
     path = os.pathsep.join(["/usr/bin", "/bin"])
-    return {"PATH": path, "HOME": str(home), "TZ": "Europe/Amsterdam", "LANG": "C.UTF-8"}
+    return {
+        "PATH": path,
+        "HOME": str(home),
+        "TZ": "Europe/Amsterdam",
+        "LANG": "C.UTF-8",
+    }
 
 
 def write_settings(path: Path, variables: dict[str, str]) -> Path:
     """A settings file that only its owner can read."""
     quoted = {
-        name: value.replace("\\", "\\\\").replace("'", "\\'") for name, value in variables.items()
+        name: value.replace("\\", "\\\\").replace("'", "\\'")
+        for name, value in variables.items()
     }
-    path.write_text("".join(f"{n}='{v}'\n" for n, v in quoted.items()), encoding="utf-8")
+    path.write_text(
+        "".join(f"{n}='{v}'\n" for n, v in quoted.items()), encoding="utf-8"
+    )
     path.chmod(0o600)
     return path
 
@@ -137,16 +154,16 @@ def start(tmp_path: Path, env: dict[str, str]) -> Iterator[Start]:
         *arguments: str,
         settings: dict[str, str] | None = None,
         constants: dict[str, Any] | None = None,
-        mac: bool = False,
+        macos: str = "",
         extra_env: dict[str, str] | None = None,
         **options: Any,
     ) -> Script:
         command = [sys.executable, str(SCRIPT)]
-        if constants or mac:
-            patches = json.dumps([constants or {}, mac])
+        if constants or macos:
+            patches = json.dumps([constants or {}, macos])
             command = [sys.executable, "-c", LAUNCHER, patches, str(ROOT)]
         if settings is not None:
-            file = write_settings(tmp_path / "settings.env", settings)
+            file = write_settings(tmp_path / "i3.env", settings)
             command += ["--env-file", str(file)]
         script = Script([*command, *arguments], {**env, **(extra_env or {})}, **options)
         scripts.append(script)
@@ -180,9 +197,58 @@ def cardata() -> Iterator[fake_cardata.CarData]:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """Where the script remembers: beside the settings file."""
-    return tmp_path / ".i3charge.json"
+def kept(tmp_path: Path) -> Path:
+    """Where a started script remembers: beside the settings file."""
+    return tmp_path / ".i3charge-i3.env.json"
+
+
+class Clock:
+    """In the place of the module `time`: nothing but sleeping moves it.
+
+    `Over` is raised where sleeping goes beyond `ends_s`; `naps` are the sleeps.
+    """
+
+    class Over(BaseException):
+        """The end of a simulation; no Exception, for those the script survives."""
+
+    def __init__(self, now_s: float | None = None, ends_s: float = math.inf) -> None:
+        self.now_s = time.time() if now_s is None else now_s
+        self.ends_s = ends_s
+        self.naps: list[float] = []
+
+    def time(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.naps.append(seconds)
+        self.now_s += max(seconds, 0.001)  # less would be lost in the rounding
+        if self.now_s >= self.ends_s:
+            raise self.Over
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The script's clock, in this process."""
+    clock = Clock()
+    monkeypatch.setattr(i3charge, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the script logs, in this process."""
+    with caplog.at_level(logging.INFO, logger="i3charge"):
+        yield caplog
+
+
+@pytest.fixture(autouse=True)
+def amsterdam(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The local time zone in this process, as in those that are started."""
+    monkeypatch.setenv("TZ", "Europe/Amsterdam")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
 
 
 @pytest.fixture
@@ -210,7 +276,9 @@ class Notifier:
         """Let it record its call and then do `what`, in Python."""
         program = self.folder / self.name
         # Arguments end with a unit separator, calls with a record separator.
-        record = f"printf '%s\\037' \"$@\" >> '{self.file}'; printf '\\036' >> '{self.file}'"
+        record = (
+            f"printf '%s\\037' \"$@\" >> '{self.file}'; printf '\\036' >> '{self.file}'"
+        )
         then = f"exec '{sys.executable}' '{program}.py' \"$0\" \"$@\"" if what else ""
         program.with_name(f"{self.name}.py").write_text(
             f"import json, os, sys, time\nsys.argv.pop(0)\n{what}\n"
@@ -228,7 +296,9 @@ class Notifier:
     def wait_for_calls(self, count: int, seconds: float = 30) -> None:
         limit = time.monotonic() + seconds
         while len(self.calls()) < count:
-            assert time.monotonic() < limit, f"waited in vain for {count} calls: {self.calls()}"
+            assert time.monotonic() < limit, (
+                f"waited in vain for {count} calls: {self.calls()}"
+            )
             time.sleep(0.01)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -29,6 +30,7 @@ HV_STATUS = "vehicle.drivetrain.electricEngine.charging.hvStatus"
 STATUS = "vehicle.drivetrain.electricEngine.charging.status"
 MINUTES = "vehicle.drivetrain.electricEngine.charging.timeToFullyCharged"
 REMAINING = "vehicle.drivetrain.electricEngine.charging.timeRemaining"
+REASON = "vehicle.drivetrain.electricEngine.charging.hvpmFinishReason"
 RANGE = "vehicle.drivetrain.electricEngine.kombiRemainingElectricRange"
 PLUG = "vehicle.body.chargingPort.status"
 PLUG2 = "vehicle.body.chargingPort.combinedStatus"
@@ -37,7 +39,19 @@ PLUG2 = "vehicle.body.chargingPort.combinedStatus"
 # The table there has vehicle.drivetrain.lastRemainingRange too. It is "not to be shown", and
 # here, unlike at BMW, not accepted either: nobody is to ask for it.
 DESCRIPTORS = frozenset(
-    {HEADER, DISPLAYED, PREDICTED, HV_STATUS, STATUS, MINUTES, REMAINING, RANGE, PLUG, PLUG2}
+    {
+        HEADER,
+        DISPLAYED,
+        PREDICTED,
+        HV_STATUS,
+        STATUS,
+        MINUTES,
+        REMAINING,
+        REASON,
+        RANGE,
+        PLUG,
+        PLUG2,
+    }
 )
 MADE_BY_BMW = (PREDICTED, HV_STATUS)
 UNITS = {HEADER: "%", DISPLAYED: "%", PREDICTED: "%", MINUTES: "min", REMAINING: "min"}
@@ -68,6 +82,7 @@ def telematic(now: datetime | None = None, **entries: Any) -> dict[str, Any]:
         "status": STATUS,
         "minutes": MINUTES,
         "remaining": REMAINING,
+        "reason": REASON,
         "range": RANGE,
         "plug": PLUG,
         "plug2": PLUG2,
@@ -153,7 +168,8 @@ class CarData(Door):
     - `lifetime_s`, `token_life_s`: the seconds an access token is said to live, and does live;
       None is for ever.
     - `expiry_refusal`: of an access token that is expired or not the newest.
-    - `accepted_descriptors`: with any other, a container is refused.
+    - `accepted_descriptors`: with any other, a container is refused, with
+      `descriptor_refusal`.
     - `container_refusal`: of every new container, if it is not None.
     - `most_containers`: deleted ones count.
     - `lost_container`: the refusal of a container that is unknown or deleted.
@@ -187,6 +203,7 @@ class CarData(Door):
         self.token_life_s: float | None = None
         self.expiry_refusal: tuple[int, str | None] = (401, "CU-102")
         self.accepted_descriptors: set[str] = set(DESCRIPTORS)
+        self.descriptor_refusal: tuple[int, str | None] = (400, "CU-402")
         self.container_refusal: tuple[int, str | None] | None = None
         self.most_containers = 10
         self.lost_container: tuple[int, str | None] = (403, "CU-105")
@@ -216,26 +233,31 @@ class CarData(Door):
     def seen(self, path: str) -> list[Request]:
         return [request for request in self.requests if path in request.path]
 
-    def sign_in(self) -> dict[str, Any]:
-        """What the script remembers after a sign-in here."""
+    def signed_in(self, path: Path | None = None, **changed: Any) -> i3charge.Memory:
+        """What the script remembers after a sign-in here; `changed` is of the sign-in."""
         with self.changed:
             self.new_tokens(self.scope)
-            return {
-                "access_token": self.access_token,
-                "expires_s": 4e9,
-                "refresh_token": self.refresh_token,
-                "container": self.add_container(),
-                "requests_s": [],
-            }
+        sign_in = i3charge.SignIn(
+            access_token=self.access_token,
+            expires_s=4e9,
+            refresh_token=self.refresh_token,
+            has_worked=True,
+        )
+        return i3charge.Memory(
+            client_id=self.client_id,
+            vin=VIN,
+            sign_in=dataclasses.replace(sign_in, **changed),
+            container=i3charge.Container(
+                id=self.add_container(), purpose=i3charge.FULL
+            ),
+            path=path,
+        )
 
-    def keep(self, file: Path, **changed: Any) -> dict[str, Any]:
-        """Let `file` be what the script has after a sign-in here; returns what it holds of it."""
-        kept = {**self.sign_in(), **changed}
-        file.write_text(json.dumps({f"CarData {self.client_id}": kept}))
-        return kept
-
-    def kept(self, file: Path) -> dict[str, Any]:
-        return dict(json.loads(file.read_text())[f"CarData {self.client_id}"])
+    def keep(self, path: Path, **changed: Any) -> i3charge.Memory:
+        """Let the file be what the script has after a sign-in here."""
+        memory = self.signed_in(path, **changed)
+        assert memory.save()
+        return memory
 
     def new_tokens(self, scope: str) -> dict[str, Any]:
         self.tokens += 1
@@ -259,7 +281,7 @@ class CarData(Door):
             container = {
                 "containerId": f"S{self.containers_made:012}",
                 "name": "i3charge",
-                "purpose": i3charge.CarData.PURPOSE,
+                "purpose": i3charge.FULL,
                 "state": "ACTIVE",
                 "created": "2026-08-18T14:16:36.000Z",
                 "technicalDescriptors": sorted(self.accepted_descriptors),
@@ -274,7 +296,9 @@ class CarData(Door):
         path = urlsplit(request.path).path
         with self.changed:
             if path == "/oauth/device/code":
-                answer = self.next_of(self.device_answers) or self.device_code(request.form)
+                answer = self.next_of(self.device_answers) or self.device_code(
+                    request.form
+                )
             elif path == "/oauth/token":
                 answer = self.next_of(self.token_answers) or self.token(request.form)
             elif path.startswith("/api/"):
@@ -293,11 +317,17 @@ class CarData(Door):
     def device_code(self, form: dict[str, str]) -> Answer:
         if form.get("client_id") != self.client_id:
             return oauth_error(401, "invalid_client")
-        fixed = (form.get("response_type"), form.get("code_challenge_method"), form.get("scope"))
+        fixed = (
+            form.get("response_type"),
+            form.get("code_challenge_method"),
+            form.get("scope"),
+        )
         if fixed != ("device_code", "S256", SCOPE) or not form.get("code_challenge"):
             return oauth_error(400, "invalid_request")
         number = len(self.device_codes) + 1
-        self.device_codes[f"secret-device-{number}"] = DeviceCode(form["code_challenge"])
+        self.device_codes[f"secret-device-{number}"] = DeviceCode(
+            form["code_challenge"]
+        )
         address = "https://customer.bmwgroup.com/oneid/link"
         body = {
             "user_code": f"CODE-{number}",
@@ -316,7 +346,9 @@ class CarData(Door):
         if form.get("grant_type") == "refresh_token":
             return self.refresh(form.get("refresh_token"))
         if form.get("grant_type") == DEVICE_GRANT:
-            return self.redeem(form.get("device_code", ""), form.get("code_verifier", ""))
+            return self.redeem(
+                form.get("device_code", ""), form.get("code_verifier", "")
+            )
         return oauth_error(400, "invalid_request")
 
     def refresh(self, refresh_token: str | None) -> Answer:
@@ -386,7 +418,11 @@ class CarData(Door):
 
     @staticmethod
     def listed(container: dict[str, Any]) -> dict[str, Any]:
-        return {name: what for name, what in container.items() if name != "technicalDescriptors"}
+        return {
+            name: what
+            for name, what in container.items()
+            if name != "technicalDescriptors"
+        }
 
     def container(self, container_id: str) -> Answer:
         for container in self.containers:
@@ -399,7 +435,7 @@ class CarData(Door):
         if self.container_refusal:
             return self.refusal(self.container_refusal, "The container is refused")
         if not set(asked["technicalDescriptors"]) <= self.accepted_descriptors:
-            return self.refusal((400, "CU-402"), "Telematic key is invalid")
+            return self.refusal(self.descriptor_refusal, "Telematic key is invalid")
         if len(self.containers) >= self.most_containers:
             return self.refusal((403, "CU-124"), "Too many containers")
         self.add_container(**asked)
@@ -407,7 +443,10 @@ class CarData(Door):
 
     def telematic_data(self, container_id: str) -> Answer:
         for container in self.containers:
-            if (container["containerId"], container["state"]) == (container_id, "ACTIVE"):
+            if (container["containerId"], container["state"]) == (
+                container_id,
+                "ACTIVE",
+            ):
                 return self.next_reading(set(container["technicalDescriptors"]))
         return self.lost_container_refusal()
 
@@ -448,7 +487,12 @@ class CarData(Door):
     def refuse(handler: Handler, status: int, code: str, message: str) -> None:
         handler.reply(
             status,
-            {"exveErrorId": code, "exveErrorRef": "x", "exveErrorMsg": message, "exveNote": ""},
+            {
+                "exveErrorId": code,
+                "exveErrorRef": "x",
+                "exveErrorMsg": message,
+                "exveNote": "",
+            },
         )
 
     def expire_token(self, handler: Handler) -> None:
@@ -460,42 +504,34 @@ class CarData(Door):
 
 
 class Client:
-    """The script's own door to a CarData, in this process, and the file that it keeps."""
+    """The script's own door to a CarData, in this process, and what it remembers."""
 
-    def __init__(self, cardata: CarData, file: Path, *, attended: bool = True, **more: str) -> None:
-        settings = i3charge.Settings({**cardata.settings(), **more})
-        self.store = i3charge.Store(file)
-        self.door = i3charge.CarData(settings, i3charge.Http(), self.store, attended=attended)
-        settings.check(hint="")
+    def __init__(
+        self,
+        cardata: CarData,
+        memory: i3charge.Memory,
+        *,
+        attended: bool = True,
+        **more: str,
+    ) -> None:
+        settings = i3charge.load_settings({**cardata.settings(), **more}, [], "")
+        self.memory = memory
+        self.door = i3charge.CarData(
+            settings, i3charge.Http(), memory, is_attended=attended
+        )
 
     def poll(self) -> i3charge.Reading:
-        with self.store:
-            return self.door.poll()
+        return self.door.poll()
 
-    def problem(self) -> i3charge.TryAgain | None:
+    def problem(self) -> i3charge.NoReading | None:
         """Poll; returns why there is no reading, and None where there is one."""
         try:
             self.poll()
-        except i3charge.TryAgain as problem:
+        except i3charge.NoReading as problem:
             return problem
         return None
 
-    def refused(self) -> i3charge.TryAgain:
+    def refused(self) -> i3charge.NoReading:
         problem = self.problem()
         assert problem, "there should be no reading"
         return problem
-
-
-class Clock:
-    """In the place of the module `time`: nothing but sleeping moves it."""
-
-    def __init__(self) -> None:
-        self.now_s = time.time()
-
-    def time(self) -> float:
-        return self.now_s
-
-    monotonic = time
-
-    def sleep(self, seconds: float) -> None:
-        self.now_s += max(seconds, 0.001)  # less would be lost in the rounding

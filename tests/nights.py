@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # by hand, nobody else does
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # by hand, nobody else does
 
 from fake_cardata import HEADER, HV_STATUS, MINUTES, PLUG, PREDICTED, RANGE, STATUS
 
@@ -116,7 +118,9 @@ class Car:
         self.ends_s = self._reaches_s(target)
         if night.unplugged_s is not None and night.unplugged_s < self.ends_s:
             self.ends_s = night.unplugged_s
-            target = self._percent(self._seconds(night.from_percent) + self.ends_s - self.begins_s)
+            target = self._percent(
+                self._seconds(night.from_percent) + self.ends_s - self.begins_s
+            )
         self.end_charge = target
         moments = {self.begins_s, self.ends_s, night.unplugged_s or self.ends_s}
         self.sent = [
@@ -131,24 +135,35 @@ class Car:
         """
         above = max(0.0, percent - self.TAPERS_FROM)
         constant = min(percent, self.TAPERS_FROM)
-        return (constant - math.log(1 - self.TAPER * above) / self.TAPER) / self._percent_a_second
+        return (
+            constant - math.log(1 - self.TAPER * above) / self.TAPER
+        ) / self._percent_a_second
 
     def _percent(self, seconds: float) -> float:
         """The inverse of `_seconds`."""
         percent = seconds * self._percent_a_second
         above = max(0.0, percent - self.TAPERS_FROM)
-        return min(percent, self.TAPERS_FROM) + (1 - math.exp(-self.TAPER * above)) / self.TAPER
+        return (
+            min(percent, self.TAPERS_FROM)
+            + (1 - math.exp(-self.TAPER * above)) / self.TAPER
+        )
 
     def _reaches_s(self, percent: float) -> float:
         """When it would, if nothing stopped it."""
-        return self.begins_s + self._seconds(percent) - self._seconds(self.night.from_percent)
+        return (
+            self.begins_s
+            + self._seconds(percent)
+            - self._seconds(self.night.from_percent)
+        )
 
     def charge_at(self, at_s: float) -> float:
         if at_s <= self.begins_s:
             return self.night.from_percent
         if at_s >= self.ends_s:
             return self.end_charge
-        return self._percent(self._seconds(self.night.from_percent) + at_s - self.begins_s)
+        return self._percent(
+            self._seconds(self.night.from_percent) + at_s - self.begins_s
+        )
 
     def state_at(self, at_s: float) -> State:
         unplugged_s = self.night.unplugged_s
@@ -166,7 +181,9 @@ class Car:
 
     def seconds_to_full(self, at_s: float) -> float | None:
         """As the car expects, which knows nothing of a stop by the station."""
-        return self._reaches_s(100) - at_s if self.state_at(at_s) == "charging" else None
+        return (
+            self._reaches_s(100) - at_s if self.state_at(at_s) == "charging" else None
+        )
 
     def soon_s(self, left_s: float) -> float | None:
         """When `left_s` were left to a full battery; None if it was stopped before."""
@@ -218,7 +235,11 @@ class Bmw:
         self.requests_s.append(now_s)
         if sum(now_s - DAY_S < at_s for at_s in self.requests_s) > self.QUOTA:
             self.over_quota += 1
-            error = {"exveErrorRef": "x", "exveErrorMsg": "API rate limit reached", "exveNote": ""}
+            error = {
+                "exveErrorRef": "x",
+                "exveErrorMsg": "API rate limit reached",
+                "exveNote": "",
+            }
             return 403, {"exveErrorId": "CU-429", **error}
         if url.endswith("/telematicData"):
             return 200, self.telematic_data(now_s)
@@ -231,7 +252,9 @@ class Bmw:
     def telematic_data(self, now_s: float) -> dict[str, Any]:
         """The answer to a fetch: the car's own stamps end in .000Z, BMW's are those of now."""
         seen_s = now_s - self.late_s
-        sent_s, state, charge = [sent for sent in self.car.sent if sent.at_s <= seen_s][-1]
+        sent_s, state, charge = [sent for sent in self.car.sent if sent.at_s <= seen_s][
+            -1
+        ]
         predicted = self.car.charge_at(now_s) if state == "charging" else charge
         car_said = self._stamp(sent_s)
         bmw_says = f"{self.clock.moment(now_s):%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z"
@@ -248,7 +271,9 @@ class Bmw:
         }
         # What the car has said last of the minutes stays when the charge has ended.
         into_s = min(seen_s, self.car.ends_s - 1) - self.car.begins_s
-        minutes_s = self.car.begins_s + into_s // self.MINUTES_EVERY_S * self.MINUTES_EVERY_S
+        minutes_s = (
+            self.car.begins_s + into_s // self.MINUTES_EVERY_S * self.MINUTES_EVERY_S
+        )
         left_s = self.car.seconds_to_full(minutes_s)
         if left_s is not None:
             minutes = math.ceil(left_s / MINUTE_S - 1e-9)
@@ -267,7 +292,8 @@ def busiest_day(requests_s: Iterable[float]) -> int:
     """The most requests in any 24 hours."""
     ordered = sorted(requests_s)
     return max(
-        (bisect_left(ordered, at_s + DAY_S) - n for n, at_s in enumerate(ordered)), default=0
+        (bisect_left(ordered, at_s + DAY_S) - n for n, at_s in enumerate(ordered)),
+        default=0,
     )
 
 
@@ -275,10 +301,14 @@ def busiest_day(requests_s: Iterable[float]) -> int:
 
 STEP_PERCENT = 5
 SOON_S = 10 * MINUTE_S
-AFTERWARDS_S = DAY_S  # that a simulation goes on after the charge: for false alarms, and quota
+AFTERWARDS_S = (
+    DAY_S  # that a simulation goes on after the charge: for false alarms, and quota
+)
 
 
-def fixed(night: Night, every_s: float, first_s: float = 0.0, bmw: Bmw | None = None) -> list[Told]:
+def fixed(
+    night: Night, every_s: float, first_s: float = 0.0, bmw: Bmw | None = None
+) -> list[Told]:
     """What an owner is told from polls at `first_s` and every `every_s` after it.
 
     Every 30 minutes is what evcc does, every 60 what the Home Assistant integration does. A
@@ -301,7 +331,9 @@ def fixed(night: Night, every_s: float, first_s: float = 0.0, bmw: Bmw | None = 
         charge = float(data[PREDICTED if charging else HEADER]["value"])
         left_s = math.inf
         if charging and MINUTES in data:
-            said = datetime.fromisoformat(data[MINUTES]["timestamp"].replace("Z", "+00:00"))
+            said = datetime.fromisoformat(
+                data[MINUTES]["timestamp"].replace("Z", "+00:00")
+            )
             left_s = (said - bmw.clock.moment(now_s)).total_seconds()
             left_s += int(data[MINUTES]["value"]) * MINUTE_S
         kinds: list[Kind] = []
@@ -344,7 +376,11 @@ def late_s(car: Car, told: Sequence[Told]) -> Iterator[tuple[Kind, float]]:
     for kind, at_s, charge in told:
         if kind == "error":
             continue
-        true_s = car.time_of(level + STEP_PERCENT) if kind == "step" else due_s.pop(kind, None)
+        true_s = (
+            car.time_of(level + STEP_PERCENT)
+            if kind == "step"
+            else due_s.pop(kind, None)
+        )
         if true_s is not None:
             yield kind, at_s - true_s
         level = charge
@@ -366,7 +402,9 @@ def lateness(nights: Iterable[tuple[Car, Sequence[Told]]]) -> dict[Kind, Latenes
             late[kind].append(seconds)
         for kind in kinds:
             count[kind] += sum(news.kind == kind for news in told)
-        due["step"] += math.floor((car.end_charge - car.night.from_percent) / STEP_PERCENT + 1e-9)
+        due["step"] += math.floor(
+            (car.end_charge - car.night.from_percent) / STEP_PERCENT + 1e-9
+        )
         due["soon"] += car.soon_s(SOON_S) is not None
         due["full" if car.end_charge >= 100 else "stopped"] += 1
     return {
@@ -427,12 +465,16 @@ def cell(late: Lateness, nights: int) -> str:
 
 def table() -> None:
     """In Markdown: how late each kind of news is, and the requests in the busiest 24 hours."""
-    logging.getLogger("i3charge").addHandler(logging.NullHandler())  # what it tells is counted here
+    logging.getLogger("i3charge").addHandler(
+        logging.NullHandler()
+    )  # what it tells is counted here
     print("| night | polls | steps | soon | full | stopped | requests in 24 h |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, night in NIGHTS.items():
         for every_min in (None, *FIXED_MIN):
-            played = [simulate(later(night, offset_s), every_min) for offset_s in OFFSETS_S]
+            played = [
+                simulate(later(night, offset_s), every_min) for offset_s in OFFSETS_S
+            ]
             late = lateness((bmw.car, told) for bmw, told in played)
             cells = [cell(late[kind], len(played)) for kind in late]
             busiest = max(busiest_day(bmw.requests_s) for bmw, _ in played)
@@ -465,13 +507,20 @@ class Owner:
             "Full in": "soon",
             "Charging stopped": "stopped",
         }
-        kinds = (kind for begins, kind in beginnings.items() if message.startswith(begins))
+        kinds = (
+            kind for begins, kind in beginnings.items() if message.startswith(begins)
+        )
         kind = next(kinds, "step" if " charged" in message else "error")
         self.told.append(Told(kind, self._clock.now_s, self._charge))
 
 
 def play(
-    night: Night, clock: Clock, bmw: Bmw, folder: Path, interval_ms: int | None, until_s: float
+    night: Night,
+    clock: Clock,
+    bmw: Bmw,
+    folder: Path,
+    interval_ms: int | None,
+    until_s: float,
 ) -> list[Told]:
     """What an owner is told by i3charge, with its own LOG_INTERVAL where there is no other.
 
