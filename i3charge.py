@@ -94,21 +94,21 @@ class CannotStart(Exception):
 # --- The settings ---------------------------------------------------------------------
 REQUIRED_SETTINGS = {
     "VEHICLE_IDENTIFICATION_NUMBER": "the car's 17 characters, in its papers",
-    "CARDATA_CLIENT_ID": "made in the My BMW portal, on the page BMW CarData",
+    "CARDATA_CLIENT_ID": "from the My BMW portal; README.md has the steps",
 }
 OPTIONAL_SETTINGS = {
-    "NTFY_URL": "a topic for your phone: https://ntfy.sh/random-words",
+    "NTFY_URL": "your phone: https://ntfy.sh/some-random-words",
     "WEBHOOK_URL": "an address that gets the news as JSON",
-    "NOTIFY_AT": "a charge in percent that you want to hear of, such as 80",
-    "LOG_INTERVAL": "milliseconds between two readings; 2400000 if not set",
+    "NOTIFY_AT": "a charge in percent to hear of, such as 80",
+    "LOG_INTERVAL": "milliseconds between readings, or 2400000",
     "CARDATA_BASE_URL": "CarData's address, if BMW moves it",
     "CARDATA_AUTH_BASE_URL": "its sign-in's address, if BMW moves that",
 }
 # Used where PASSWORD or AUTH_CLIENT_ID is set, and CARDATA_CLIENT_ID is not.
 PORTAL_SETTINGS = {
-    "USERNAME": "the e-mail address of the ConnectedDrive account",
+    "USERNAME": "the account's e-mail address",
     "PASSWORD": "its password",
-    "AUTH_CLIENT_ID": "the id that the portal's own page sent with its login",
+    "AUTH_CLIENT_ID": "the id that the portal's page sent at its login",
     "CONNECTED_DRIVE_BASE_URL": "the address of your country's portal",
     "AUTH_BASE_URL": "the address of its login",
     "AUTH_REDIRECT_URI": "where its login leads back to",
@@ -372,9 +372,7 @@ class Reading:
     reported: datetime | None = None  # when the car last said something of this
     car_said: float | None = None  # percent, the car's own last word on its charge
     car_said_at: datetime | None = None
-    end_reason: str = (
-        ""  # why the last charge ended, where the car says one that we know
-    )
+    end_reason: str = ""  # of the last charge; "" where the car says none that we know
     end_reason_at: datetime | None = None
 
     @property
@@ -888,14 +886,11 @@ class CarDataSignIn:
         self._client_id = settings.client_id
         self._http = http
         self._memory = memory
+        self._kept = memory.sign_in
         self._is_attended = is_attended  # by an owner who can be shown a code
         self._code: DeviceCode | None = None  # the last that the owner was shown
         self._codes = 0  # that were shown in a row
         self._is_disk_told = False  # to the owner: that it cannot keep a sign-in
-
-    @property
-    def _kept(self) -> SignIn:
-        return self._memory.sign_in
 
     def access_token(self) -> str:
         """A good one. NoReading while there is none, SignInRefused if never."""
@@ -917,7 +912,7 @@ class CarDataSignIn:
         self._kept.refresh_token = ""
         self._kept.expires_s = 0.0
 
-    def secrets(self) -> list[str]:
+    def secret_words(self) -> list[str]:
         return [self._client_id, self._kept.access_token, self._kept.refresh_token]
 
     def _is_good(self) -> bool:
@@ -1097,7 +1092,7 @@ class CarDataSignIn:
         ids while it was out of order. It has also deleted some.
         """
         if not self._kept.has_worked:
-            error = printable(answer.json().get("error"), self.secrets())
+            error = printable(answer.json().get("error"), self.secret_words())
             advice = "start again for a new code, or check CARDATA_CLIENT_ID and"
             raise SignInRefused(
                 f"BMW refuses the sign-in ({error}): {advice} {SUBSCRIBE}"
@@ -1197,15 +1192,117 @@ CONTAINER_LOST = ("CU-105", "CU-121", "CU-122")  # unknown, malformed, to be del
 MAYBE_LOST = ("HTTP 400", "HTTP 404")  # so said BMW's gateway of a lost container
 TOO_MANY_CONTAINERS = "CU-124"
 DESCRIPTOR_REFUSED = "CU-402"
-NOT_SUBSCRIBED = (
-    "CU-403"  # "invalid resource": no subscription, or not the primary user
-)
+NOT_SUBSCRIBED = "CU-403"  # "invalid resource", to who is not the primary user, too
 QUOTA_USED_UP = "CU-429"
 
 # Two of the 50 that BMW allows are left to the owner's own use of its web portal.
 REQUESTS_A_DAY = 48
 # A computer without a battery for its clock starts in 1970.
 CLOCK_IS_SET_S = datetime(2025, 1, 1, tzinfo=timezone.utc).timestamp()
+
+
+class CarDataApi:
+    """Sends one request to CarData, with a good token, and within what BMW allows."""
+
+    def __init__(
+        self, settings: Settings, http: Http, memory: Memory, sign_in: CarDataSignIn
+    ) -> None:
+        self._vin = settings.vin
+        self._http = http
+        self._memory = memory
+        self._sign_in = sign_in
+
+    def ask(self, request: Request) -> dict[str, Any]:
+        """Ask the API; returns the JSON object. Refusal, or another NoReading."""
+        answer = self._send(request)
+        if is_token_refused(answer):
+            self._sign_in.refuse_access_token()
+            answer = self._send(request)
+        if 200 <= answer.status < 300:
+            return answer.json()
+        self._report_refusal(answer)
+
+    def _send(self, request: Request) -> HttpAnswer:
+        token = BearerToken(self._sign_in.access_token())
+        headers = {"x-version": "v1", "Accept": "application/json"}
+        signed = dataclasses.replace(request, auth=token, headers=headers)
+        self._count_request()
+        try:
+            return self._http.send(signed)
+        except NoAnswer as problem:
+            if not problem.was_sent:
+                self._memory.requests_s.pop()
+            raise
+
+    def _count_request(self) -> None:
+        """Note a request before it is sent. NoReading where the day's are spent."""
+        now_s = time.time()
+        spent_s = requests_of_a_day(self._memory.requests_s, now_s)
+        wait_s = quota_wait_s(spent_s, now_s)
+        if wait_s > 0:
+            raise NoReading("CarData's requests for 24 hours are spent", wait_s=wait_s)
+        if now_s > CLOCK_IS_SET_S:
+            self._memory.requests_s = spent_s
+        self._memory.requests_s.append(now_s)
+        self._memory.save()
+
+    def _report_refusal(self, answer: HttpAnswer) -> NoReturn:
+        """Say what an answer that is no success means to the owner."""
+        code = error_code(answer)
+        if code == WRONG_SCOPE:
+            self._sign_in.forget_tokens()
+            why = f"this sign-in is not for CarData: {SUBSCRIBE}"
+            raise NoReading(why, wait_s=A_MINUTE_S)
+        if code == QUOTA_USED_UP or answer.status == 429:
+            why = "BMW says that CarData's 50 requests a day are used up"
+            # They come back at 00:00 UTC, or one by one after 24 hours.
+            midnight_s = A_DAY_S - time.time() % A_DAY_S
+            wait_s = min(AN_HOUR_S, midnight_s + A_MINUTE_S)
+            raise Refusal(why, answer.status, code, wait_s=wait_s)
+        if not code.startswith("CU-"):
+            raise Refusal(answer.failure(), answer.status, code)
+
+        hidden = [self._vin, self._memory.container.id, *self._sign_in.secret_words()]
+        said = printable(answer.json().get("exveErrorMsg"), hidden)
+        why = f"CarData says: {said} ({printable(code, hidden)}){advice_on(code)}"
+        raise Refusal(why, answer.status, code)
+
+
+def error_code(answer: HttpAnswer) -> str:
+    """CarData's own, or that of HTTP: "CU-105", "HTTP 503"."""
+    return text_or_empty(answer.json().get("exveErrorId")) or f"HTTP {answer.status}"
+
+
+def advice_on(code: str) -> str:
+    """What the owner can do about a refusal of CarData's."""
+    if code in CAR_REFUSED:
+        return "; check VEHICLE_IDENTIFICATION_NUMBER"
+    if code == TOO_MANY_CONTAINERS:
+        return ": delete one in the portal"
+    if code == DESCRIPTOR_REFUSED:
+        return ": get a newer i3charge.py"
+    if code == NOT_SUBSCRIBED:
+        primary = "check that you are the car's primary user"
+        return f": subscribe the client id to the CarData API, and {primary}"
+    return ""
+
+
+def is_token_refused(answer: HttpAnswer) -> bool:
+    if answer.status == 401 or error_code(answer) in (*TOKEN_REFUSED, NO_DATA_FOUND):
+        return True
+    return answer.status == 403 and b"invalid_token" in answer.body
+
+
+def requests_of_a_day(requests_s: Iterable[float], now_s: float) -> list[float]:
+    """Those of the last 24 hours; one from the future is taken for now."""
+    return sorted(min(at_s, now_s) for at_s in requests_s if now_s - at_s < A_DAY_S)
+
+
+def quota_wait_s(spent_s: list[float], now_s: float) -> float:
+    """Seconds until one more is allowed in 24 hours; 0 for at once."""
+    if len(spent_s) < REQUESTS_A_DAY:
+        return 0.0
+    return spent_s[-REQUESTS_A_DAY] + A_DAY_S - now_s
 
 
 class CarData:
@@ -1222,9 +1319,9 @@ class CarData:
     ) -> None:
         self._url = settings.cardata_url.rstrip("/") + "/customers"
         self._vin = settings.vin
-        self._http = http
         self._memory = memory
         self._sign_in = CarDataSignIn(settings, http, memory, is_attended=is_attended)
+        self._api = CarDataApi(settings, http, memory, self._sign_in)
         # A start by hand seeks a container at once, whatever has been refused before.
         self._is_start_by_hand = is_attended
 
@@ -1247,7 +1344,7 @@ class CarData:
     def _read(self, container_id: str) -> Reading:
         url = f"{self._url}/vehicles/{self._vin}/telematicData"
         query = {"containerId": container_id}
-        answer = self._ask(Request("the car's status", "GET", url, query=query))
+        answer = self._api.ask(Request("the car's status", "GET", url, query=query))
         values = dict_or_empty(answer.get("telematicData"))
         log_values(values, self._vin)
         reading = reading_in(TelematicData(values, local_now()))
@@ -1309,7 +1406,7 @@ class CarData:
     def _containers_but(self, lost: str) -> dict[str, str]:
         """The ids of our containers that are in use, by their purpose."""
         url = f"{self._url}/containers"
-        listed = self._ask(Request("its containers", "GET", url)).get("containers")
+        listed = self._api.ask(Request("its containers", "GET", url)).get("containers")
         ours = {}
         for each in listed if isinstance(listed, list) else []:
             container = dict_or_empty(each)
@@ -1344,7 +1441,7 @@ class CarData:
             "technicalDescriptors": DESCRIPTORS[purpose],
         }
         url = f"{self._url}/containers"
-        made = self._ask(Request("a container", "POST", url, json=asked))
+        made = self._api.ask(Request("a container", "POST", url, json=asked))
         return text_or_empty(made.get("containerId"))
 
     def _use(
@@ -1372,100 +1469,6 @@ class CarData:
             logger.debug("the small container stays: %s", refusal)
         except NoAnswer as problem:
             logger.debug("the small container stays: %s", problem)
-
-    # One request
-
-    def _ask(self, request: Request) -> dict[str, Any]:
-        """Ask the API; returns the JSON object. Refusal, or another NoReading."""
-        answer = self._send(request)
-        if is_token_refused(answer):
-            self._sign_in.refuse_access_token()
-            answer = self._send(request)
-        if 200 <= answer.status < 300:
-            return answer.json()
-        self._report_refusal(answer)
-
-    def _send(self, request: Request) -> HttpAnswer:
-        token = BearerToken(self._sign_in.access_token())
-        headers = {"x-version": "v1", "Accept": "application/json"}
-        signed = dataclasses.replace(request, auth=token, headers=headers)
-        self._count_request()
-        try:
-            return self._http.send(signed)
-        except NoAnswer as problem:
-            if not problem.was_sent:
-                self._memory.requests_s.pop()
-            raise
-
-    def _count_request(self) -> None:
-        """Note a request before it is sent. NoReading where the day's are spent."""
-        now_s = time.time()
-        spent_s = requests_of_a_day(self._memory.requests_s, now_s)
-        wait_s = quota_wait_s(spent_s, now_s)
-        if wait_s > 0:
-            raise NoReading("CarData's requests for 24 hours are spent", wait_s=wait_s)
-        if now_s > CLOCK_IS_SET_S:
-            self._memory.requests_s = spent_s
-        self._memory.requests_s.append(now_s)
-        self._memory.save()
-
-    def _report_refusal(self, answer: HttpAnswer) -> NoReturn:
-        """Say what an answer that is no success means to the owner."""
-        code = error_code(answer)
-        if code == WRONG_SCOPE:
-            self._sign_in.forget_tokens()
-            why = f"this sign-in is not for CarData: {SUBSCRIBE}"
-            raise NoReading(why, wait_s=A_MINUTE_S)
-        if code == QUOTA_USED_UP or answer.status == 429:
-            why = "BMW says that CarData's 50 requests a day are used up"
-            # They come back at 00:00 UTC, or one by one after 24 hours.
-            midnight_s = A_DAY_S - time.time() % A_DAY_S
-            wait_s = min(AN_HOUR_S, midnight_s + A_MINUTE_S)
-            raise Refusal(why, answer.status, code, wait_s=wait_s)
-        if not code.startswith("CU-"):
-            raise Refusal(answer.failure(), answer.status, code)
-
-        hidden = [self._vin, self._memory.container.id, *self._sign_in.secrets()]
-        said = printable(answer.json().get("exveErrorMsg"), hidden)
-        why = f"CarData says: {said} ({printable(code, hidden)}){advice_on(code)}"
-        raise Refusal(why, answer.status, code)
-
-
-def error_code(answer: HttpAnswer) -> str:
-    """CarData's own, or that of HTTP: "CU-105", "HTTP 503"."""
-    return text_or_empty(answer.json().get("exveErrorId")) or f"HTTP {answer.status}"
-
-
-def advice_on(code: str) -> str:
-    """What the owner can do about a refusal of CarData's."""
-    if code in CAR_REFUSED:
-        return "; check VEHICLE_IDENTIFICATION_NUMBER"
-    if code == TOO_MANY_CONTAINERS:
-        return ": delete one in the portal"
-    if code == DESCRIPTOR_REFUSED:
-        return ": get a newer i3charge.py"
-    if code == NOT_SUBSCRIBED:
-        primary = "check that you are the car's primary user"
-        return f": subscribe the client id to the CarData API, and {primary}"
-    return ""
-
-
-def is_token_refused(answer: HttpAnswer) -> bool:
-    if answer.status == 401 or error_code(answer) in (*TOKEN_REFUSED, NO_DATA_FOUND):
-        return True
-    return answer.status == 403 and b"invalid_token" in answer.body
-
-
-def requests_of_a_day(requests_s: Iterable[float], now_s: float) -> list[float]:
-    """Those of the last 24 hours; one from the future is taken for now."""
-    return sorted(min(at_s, now_s) for at_s in requests_s if now_s - at_s < A_DAY_S)
-
-
-def quota_wait_s(spent_s: list[float], now_s: float) -> float:
-    """Seconds until one more is allowed in 24 hours; 0 for at once."""
-    if len(spent_s) < REQUESTS_A_DAY:
-        return 0.0
-    return spent_s[-REQUESTS_A_DAY] + A_DAY_S - now_s
 
 
 # --- What an answer means -------------------------------------------------------------
