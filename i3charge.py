@@ -2267,7 +2267,7 @@ def early_poll_in_s(
     left_s = (reading.full_at - now).total_seconds()
     soon_s = left_s - SOON_MINUTES * A_MINUTE_S
     expected_s = [soon_s, left_s + AFTER_FULL_S]
-    if early_polls < EARLY_POLLS:
+    if early_polls < EARLY_POLLS and soon_s > 0:
         expected_s += [goal_due_s(reading, left_s, goal) for goal in goals]
     ahead_s = [seconds for seconds in expected_s if seconds > 0]
 
