@@ -515,6 +515,7 @@ class Client:
         **more: str,
     ) -> None:
         settings = i3charge.load_settings({**cardata.settings(), **more}, [], "")
+        self.cardata = cardata
         self.memory = memory
         self.door = i3charge.CarData(
             settings, i3charge.Http(), memory, is_attended=attended

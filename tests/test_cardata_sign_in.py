@@ -1,0 +1,494 @@
+"""CarData: the sign-in, by a device code and then by refresh tokens."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Clock, Script, Start
+from fake_bmw import VIN, Answer, Handler, Recorder
+from fake_cardata import CarData, Client, oauth_error, says, telematic
+
+import i3charge
+from i3charge import Memory, NoReading, SignInRefused, WaitingForOwner
+
+HALF_AN_HOUR_S = 1800
+ADDRESS = "https://customer.bmwgroup.com/oneid/link"
+
+
+@pytest.fixture
+def new(cardata: CarData) -> Client:
+    """Never signed in; the owner is there."""
+    return Client(cardata, Memory(cardata.client_id, VIN))
+
+
+@pytest.fixture
+def signed_in(cardata: CarData) -> Client:
+    """The access token is about to end."""
+    return Client(cardata, cardata.signed_in(expires_s=0.0))
+
+
+def waits(client: Client) -> WaitingForOwner:
+    problem = client.refused()
+    assert isinstance(problem, WaitingForOwner)
+    return problem
+
+
+def kept_token(path: Path) -> str:
+    return str(json.loads(path.read_text())["sign_in"]["refresh_token"])
+
+
+# --- The code that the owner confirms -------------------------------------------------
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_address_and_code_are_shown_on_lines_of_their_own(
+    cardata: CarData, new: Client, complete: bool
+) -> None:
+    cardata.complete_uri = complete
+    problem = waits(new)
+    address = f"{ADDRESS}?user_code=CODE-1" if complete else ADDRESS
+    assert str(problem).split("\n") == [
+        "Sign in at BMW: open",
+        address,
+        "and confirm the code",
+        "CODE-1",
+        "It is good for 5 min.",
+    ]
+    assert problem.news == i3charge.News("sign-in", str(problem), address)
+    assert problem.wait_s == cardata.interval_s
+
+
+def test_sign_in_goes_on_when_the_owner_has_confirmed(
+    cardata: CarData, new: Client
+) -> None:
+    cardata.pending = 2
+    waits(new)
+    assert [str(waits(new)) for _ in range(2)] == ["", ""]
+    assert new.poll().charge == 62
+    assert new.memory.sign_in.has_worked
+    assert cardata.spent == 3  # waiting for the owner costs no requests
+
+
+@pytest.mark.parametrize("body", [{"message": "no"}, "<html>", ""])
+def test_forbidden_without_an_error_is_not_yet(
+    cardata: CarData, new: Client, body: Any
+) -> None:
+    waits(new)
+    cardata.token_answers = [says(403, body)]
+    assert str(waits(new)) == ""
+
+
+def test_slow_down_adds_five_seconds(cardata: CarData, new: Client) -> None:
+    waits(new)
+    cardata.token_answers = [oauth_error(400, "slow_down")]
+    assert waits(new).wait_s == cardata.interval_s + 5
+    assert waits(new).wait_s == cardata.interval_s + 5
+
+
+@pytest.mark.parametrize("answer", [says(500), says(502, "<html>"), says(404)])
+def test_code_outlasts_an_answer_of_no_use(
+    cardata: CarData, new: Client, answer: Answer
+) -> None:
+    waits(new)
+    cardata.token_answers = [answer]
+    problem = new.refused()
+    assert problem.wait_s == cardata.interval_s + 5 and "(HTTP " in str(problem)
+    waits(new)
+    assert new.poll()
+
+
+def test_first_three_codes_follow_each_other_and_then_there_is_half_an_hour_between(
+    cardata: CarData, new: Client, clock: Clock
+) -> None:
+    cardata.pending = 10_000
+    shown_s = []
+    began_s = clock.now_s
+    while clock.now_s < began_s + 2 * 3600:
+        problem = waits(new)
+        if "CODE-" in str(problem):
+            shown_s.append(clock.now_s)
+        clock.sleep((problem.wait_s or 0) + 5)
+    minutes = [
+        round((later - earlier) / 60) for earlier, later in zip(shown_s, shown_s[1:])
+    ]
+    assert minutes == [5, 5, 30, 30, 30]
+
+
+def test_code_that_bmw_calls_expired_is_replaced(cardata: CarData, new: Client) -> None:
+    waits(new)
+    cardata.expired_codes = {"secret-device-1"}
+    assert waits(new).wait_s == 0
+    assert "CODE-2" in str(waits(new))
+
+
+def fails_over_the_code(cardata: CarData) -> None:
+    cardata.pending, cardata.codes_that_fail = 0, 1
+
+
+def denies_after_a_fault(cardata: CarData) -> None:
+    cardata.token_answers = [says(500), oauth_error(403, "access_denied")]
+
+
+def calls_it_invalid(cardata: CarData) -> None:
+    cardata.token_answers = [oauth_error(400, "invalid_grant")]
+
+
+@pytest.mark.parametrize(
+    "fault", [fails_over_the_code, denies_after_a_fault, calls_it_invalid]
+)
+def test_code_that_bmw_fails_over_is_replaced_and_told_anew(
+    cardata: CarData, new: Client, fault: Any
+) -> None:
+    waits(new)
+    fault(cardata)
+    problem = new.refused()
+    if "HTTP 500" in str(problem):
+        problem = new.refused()
+    assert str(problem).startswith("BMW has failed over this code")
+    assert problem.wait_s == 60
+    second = waits(new)
+    assert "CODE-2" in str(second) and second.news
+    cardata.pending = 0
+    assert new.poll()
+
+
+# --- What ends the program, and what does not -----------------------------------------
+
+
+def test_owner_who_declines_ends_a_first_sign_in(cardata: CarData, new: Client) -> None:
+    waits(new)
+    cardata.token_answers = [oauth_error(403, "access_denied")]
+    with pytest.raises(SignInRefused, match=r"access_denied.*CARDATA_CLIENT_ID"):
+        new.poll()
+
+
+def test_client_id_that_bmw_does_not_know_ends_a_first_sign_in(
+    cardata: CarData, start: Start
+) -> None:
+    script = start(
+        settings={**cardata.settings(), "CARDATA_CLIENT_ID": "secret-wrong-id"}
+    )
+    assert script.end() == 1
+    assert script.stderr_with("BMW refuses the sign-in (invalid_client): start again")
+
+
+def test_client_id_that_is_not_let_in_yet_is_told_what_to_subscribe(
+    cardata: CarData, new: Client
+) -> None:
+    cardata.device_answers = [says(403, "<html>")]
+    problem = new.refused()
+    assert str(problem).endswith("subscribe the client id to the CarData API")
+    assert problem.wait_s == 60
+
+
+class Days:
+    """The polls of days in which BMW refuses the sign-in that has worked."""
+
+    def __init__(self, client: Client, clock: Clock, days: float) -> None:
+        self.said: list[str] = []
+        self.told: list[i3charge.News] = []
+        self.told_hours: list[int] = []
+        self.device_codes: list[int] = []  # that BMW had given when the owner was told
+        began_s = clock.now_s
+        failures = 0
+        while clock.now_s < began_s + days * 24 * 3600:
+            problem = client.refused()
+            self.said += [str(problem)] if str(problem) else []
+            if problem.news:
+                self.told.append(problem.news)
+                self.told_hours.append(round((clock.now_s - began_s) / 3600))
+                self.device_codes.append(len(client.cardata.device_codes))
+            failures += problem.wait_s is None
+            clock.sleep(max(60, i3charge.retry_s(failures, problem, 2400)))
+
+
+def test_outage_of_the_sign_in_is_told_once_and_the_old_token_tried_every_half_hour(
+    cardata: CarData, signed_in: Client, clock: Clock
+) -> None:
+    cardata.client_id = "another"
+    token = signed_in.memory.sign_in.refresh_token
+    days = Days(signed_in, clock, 2)
+    message = "BMW is out of order, or has deleted the client id: then make a new one in the portal"
+    assert days.told == [i3charge.News("error", message)]
+    assert days.said == ["BMW does not renew the sign-in; it is asked once more"]
+    tries = [
+        r for r in cardata.seen("/oauth/token") if r.form["refresh_token"] == token
+    ]
+    assert 94 <= len(tries) <= 98
+
+    cardata.client_id = signed_in.memory.client_id
+    assert signed_in.poll()
+    assert not signed_in.memory.sign_in.outage_told
+
+
+def test_code_that_nobody_confirms_is_told_again_once_a_day_and_fresh(
+    cardata: CarData, signed_in: Client, clock: Clock
+) -> None:
+    cardata.refresh_token, cardata.pending = "another", 100_000
+    days = Days(signed_in, clock, 2.5)
+    assert [news.kind for news in days.told] == ["sign-in"] * 3
+    assert days.told_hours[0] == 1  # the refusal is asked for once more
+    assert [b - a for a, b in zip(days.told_hours, days.told_hours[1:])] == [24, 24]
+    for news, number in zip(days.told, days.device_codes):
+        assert f"CODE-{number}\n" in news.message  # the newest of all
+    tries = len(cardata.seen("/oauth/token")) - len(cardata.device_codes)
+    assert tries >= 2.5 * 48
+
+    cardata.pending = 0
+    while signed_in.problem():
+        clock.sleep(60)
+    assert signed_in.memory.sign_in.owner_told_s == 0
+
+
+def test_old_token_that_is_good_again_ends_the_wait(
+    cardata: CarData, signed_in: Client
+) -> None:
+    good, cardata.refresh_token = cardata.refresh_token, "another"
+    signed_in.refused()
+    waits(signed_in)
+    cardata.expired_codes = {"secret-device-1"}
+    waits(signed_in)
+    cardata.refresh_token = good
+    assert signed_in.poll()
+
+
+# --- Renewing -------------------------------------------------------------------------
+
+
+def test_token_is_renewed_shortly_before_it_ends(
+    cardata: CarData, clock: Clock
+) -> None:
+    client = Client(cardata, cardata.signed_in(expires_s=clock.now_s + 61))
+    client.poll()
+    assert cardata.refreshes == 0
+    clock.sleep(2)
+    client.poll()
+    assert cardata.refreshes == 1
+
+
+def test_new_tokens_are_on_disk_before_they_are_used(
+    cardata: CarData, kept: Path
+) -> None:
+    client = Client(cardata, cardata.keep(kept, expires_s=0.0))
+    seen = []
+
+    def look(handler: Handler) -> None:
+        seen.append(kept_token(kept))
+        handler.reply(200, telematic())
+
+    cardata.readings = [look]
+    client.poll()
+    assert seen == [cardata.refresh_token] == ["secret-refresh-2"]
+
+
+@pytest.mark.parametrize("named", [{}, {"refresh_token": None}, {"refresh_token": ""}])
+def test_answer_without_a_refresh_token_keeps_the_good_one(
+    cardata: CarData, signed_in: Client, named: dict[str, Any]
+) -> None:
+    token = cardata.refresh_token
+    with cardata.changed:
+        answer = {**cardata.new_tokens(cardata.scope), **named}
+    if not named:
+        del answer["refresh_token"]
+    cardata.token_answers = [says(200, answer)]
+    assert signed_in.poll()
+    assert signed_in.memory.sign_in.refresh_token == token
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        says(500),
+        says(401),
+        says(403, "<html>"),
+        says(400, {"message": "no"}),
+        says(200),
+    ],
+)
+def test_gateway_cannot_take_the_refresh_token(
+    cardata: CarData, signed_in: Client, answer: Answer
+) -> None:
+    cardata.token_answers = [answer]
+    assert signed_in.refused().wait_s is None
+    assert signed_in.poll()
+    assert (cardata.refreshes, cardata.sign_ins) == (1, 0)
+
+
+def test_second_refusal_asks_the_owner_and_keeps_the_old_token(
+    cardata: CarData, signed_in: Client
+) -> None:
+    token, cardata.refresh_token = cardata.refresh_token, "another"
+    problem = signed_in.refused()
+    assert str(problem) == "BMW does not renew the sign-in; it is asked once more"
+    assert "CODE-1" in str(waits(signed_in))
+    assert signed_in.memory.sign_in.refresh_token == token
+
+
+def test_sign_in_that_is_not_for_cardata_is_made_anew(
+    cardata: CarData, signed_in: Client
+) -> None:
+    cardata.token_scope = "authenticate_user openid"
+    problem = signed_in.refused()
+    assert str(problem).startswith("this sign-in is not for CarData: ")
+    assert problem.wait_s == 60
+    cardata.pending = 0
+    waits(signed_in)
+    assert signed_in.poll()
+
+
+def test_restart_needs_no_sign_in(cardata: CarData, start: Start, kept: Path) -> None:
+    cardata.keep(kept)
+    assert start("--once", settings=cardata.settings()).end() == 0
+    assert (cardata.refreshes, cardata.sign_ins) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("typed", "sent"),
+    [
+        (
+            "ABCDEF01-2345-6789-ABCD-EF0123456789",
+            "abcdef01-2345-6789-abcd-ef0123456789",
+        ),
+        ("Not-a-UUID", "Not-a-UUID"),
+    ],
+)
+def test_client_id_is_sent_in_lower_case_if_it_is_a_uuid(
+    cardata: CarData, typed: str, sent: str
+) -> None:
+    cardata.client_id = sent
+    client = Client(cardata, Memory(sent, VIN), CARDATA_CLIENT_ID=typed)
+    waits(client)
+
+
+# --- Without an owner -----------------------------------------------------------------
+
+
+def test_once_asks_for_no_code_and_tells_the_phone_once(
+    cardata: CarData, start: Start, ntfy: Recorder
+) -> None:
+    settings = {**cardata.settings(), "NTFY_URL": ntfy.url + "secret-topic"}
+    for _ in range(2):
+        script = start("--once", settings=settings)
+        assert script.end() == 1
+        assert script.stderr_with(
+            "CarData needs a sign-in: run i3charge.py once by hand"
+        )
+    assert cardata.requests == []
+    assert len(ntfy.accepted) == 1
+
+
+# --- A disk that cannot keep the sign-in ----------------------------------------------
+
+
+def unwritable(tmp_path: Path) -> Path:
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file" / ".i3charge.json"
+
+
+def test_refresh_token_is_not_spent_where_the_new_one_cannot_be_kept(
+    cardata: CarData, signed_in: Client, tmp_path: Path
+) -> None:
+    signed_in.memory.path = unwritable(tmp_path)
+    first, second = signed_in.refused(), signed_in.refused()
+    assert first.news and first.news.kind == "error" and str(first) == ""
+    assert first.news.message.startswith("No readings until the disk works again")
+    assert second.news is None and str(second)
+    assert cardata.requests == []
+
+    signed_in.memory.path = tmp_path / ".i3charge.json"
+    assert signed_in.poll()
+
+
+def test_readings_go_on_without_a_disk_while_the_access_token_is_good(
+    cardata: CarData, tmp_path: Path
+) -> None:
+    client = Client(cardata, cardata.signed_in(unwritable(tmp_path)))
+    assert client.poll() and client.poll()
+
+
+@pytest.mark.parametrize("expires_s", [0.0, 4e9], ids=["to-renew", "good"])
+def test_once_on_a_full_disk_ends_with_1_and_loses_nothing(
+    cardata: CarData, start: Start, kept: Path, expires_s: float
+) -> None:
+    cardata.keep(kept, expires_s=expires_s)
+
+    def fill_the_disk() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    script = start("--once", settings=cardata.settings(), preexec_fn=fill_the_disk)
+    assert script.end() == 1
+    assert script.stderr_with("cannot be written (File too large)") == 1
+    assert len(script.stdout) == (expires_s > 0)
+    assert kept_token(kept) == cardata.refresh_token
+
+
+# --- A signal while BMW answers -------------------------------------------------------
+
+ENDS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+
+class Interrupted:
+    """The next token answer comes when the script has been sent a signal."""
+
+    def __init__(self, cardata: CarData, number: signal.Signals) -> None:
+        self.script: Script | None = None
+        self.is_started = threading.Event()
+
+        def answer(handler: Handler) -> None:
+            assert self.is_started.wait(30) and self.script
+            os.kill(self.script.process.pid, number)
+            form = cardata.requests[-1].form
+            with cardata.changed:
+                cardata.pending = 0
+                good = cardata.token(form)
+            good(handler)
+
+        cardata.token_answers = [answer]
+
+    def end(self, script: Script) -> int:
+        self.script = script
+        self.is_started.set()
+        return script.end()
+
+
+@pytest.mark.parametrize(("number", "status"), ENDS)
+def test_signal_during_the_renewal_costs_no_sign_in(
+    cardata: CarData, start: Start, kept: Path, number: signal.Signals, status: int
+) -> None:
+    cardata.keep(kept, expires_s=0.0)
+    interrupted = Interrupted(cardata, number)
+    assert interrupted.end(start(settings=cardata.settings())) == status
+    assert cardata.refreshes == 1
+    assert kept_token(kept) == cardata.refresh_token == "secret-refresh-2"
+
+
+@pytest.mark.parametrize(("number", "status"), ENDS)
+def test_signal_while_a_confirmed_code_is_answered_costs_no_sign_in(
+    cardata: CarData, start: Start, kept: Path, number: signal.Signals, status: int
+) -> None:
+    interrupted = Interrupted(cardata, number)
+    assert interrupted.end(start(settings=cardata.settings())) == status
+    assert cardata.sign_ins == 1
+    assert kept_token(kept) == cardata.refresh_token
+
+
+def test_ctrl_c_while_the_owner_is_waited_for(cardata: CarData, start: Start) -> None:
+    cardata.pending = 10_000
+    script = start(settings=cardata.settings())
+    script.wait_for_stderr("CODE-1")
+    assert script.interrupt() == 130
+
+
+def test_other_failures_are_no_sign_in(cardata: CarData, signed_in: Client) -> None:
+    cardata.stop_listening()
+    problem = signed_in.refused()
+    assert isinstance(problem, NoReading) and not problem.was_sent
+    cardata.listen_again()
