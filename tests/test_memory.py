@@ -1,0 +1,282 @@
+"""What outlasts the program: one file, and one process that owns it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Start
+from fake_bmw import VIN, Recorder
+from fake_cardata import CarData, full, telematic
+
+import i3charge
+from i3charge import CannotStart, Charge, Container, Memory, Message, SignIn
+
+
+def memory(path: Path) -> Memory:
+    """With something in every part."""
+    return Memory(
+        client_id="client",
+        vin=VIN,
+        sign_in=SignIn(access_token="secret-access", expires_s=4e9, has_worked=True),
+        container=Container("S1", i3charge.FULL, next_search_s=5.5),
+        requests_s=[1.5, 2],
+        charge=Charge(seen_s=1e9, status="charging", charge=61.5, told=["soon"]),
+        outbox=[Message("NTFY_URL", "Full", "Full", {"Title": "BMW i3"}, made_s=1e9)],
+        path=path,
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / ".i3charge.json"
+
+
+def load(path: Path, client_id: str = "client", vin: str = VIN) -> Memory:
+    return i3charge.load_memory(path, client_id, vin)
+
+
+# --- The file -------------------------------------------------------------------------
+
+
+def test_everything_is_kept(path: Path) -> None:
+    assert memory(path).save()
+    assert load(path) == memory(path)
+
+
+def test_only_its_owner_can_read_it_from_its_first_moment(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = []
+    fsync = os.fsync
+
+    def look(descriptor: int) -> None:
+        modes.append(os.fstat(descriptor).st_mode & 0o777)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    old_mask = os.umask(0)
+    try:
+        memory(path).save()
+    finally:
+        os.umask(old_mask)
+    assert modes == [0o600] and path.stat().st_mode & 0o777 == 0o600
+
+
+def test_it_is_written_aside_and_renamed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory(path).save()
+    before = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    assert not dataclasses.replace(memory(path), vin="other").save()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [(".env", ".i3charge.json"), ("b.env", ".i3charge-b.env.json")],
+)
+def test_it_is_named_after_the_settings_file_and_git_ignores_it(
+    settings: str, name: str
+) -> None:
+    path = i3charge.memory_path(ROOT / settings)
+    assert path == ROOT / name
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git repository")
+    for ending in ("", ".new", ".lock", ".damaged"):
+        command = ["git", "check-ignore", "-q", f"{path}{ending}"]
+        assert subprocess.run(command, cwd=ROOT).returncode == 0
+
+
+def test_nothing_is_needed_to_start(path: Path) -> None:
+    assert load(path) == Memory("client", VIN, path=path)
+
+
+def test_another_client_id_starts_the_sign_in_anew_but_not_the_request_times(
+    path: Path,
+) -> None:
+    memory(path).save()
+    loaded = load(path, client_id="another")
+    assert (loaded.sign_in, loaded.container) == (SignIn(), Container())
+    assert (loaded.requests_s, loaded.charge) == ([1.5, 2], memory(path).charge)
+
+
+def test_another_car_starts_the_charge_anew(path: Path) -> None:
+    memory(path).save()
+    loaded = load(path, vin="WBY00000000000000")
+    assert loaded.charge == Charge()
+    assert loaded.sign_in == memory(path).sign_in
+
+
+# --- A file that is of no use ---------------------------------------------------------
+
+
+def changed(**parts: Any) -> bytes:
+    """Our own form, but for some parts; None leaves one out."""
+    kept = dataclasses.asdict(memory(Path()))
+    del kept["path"], kept["is_kept"]
+    kept = {"version": 1, **kept, **parts}
+    return json.dumps(
+        {name: part for name, part in kept.items() if part is not None}
+    ).encode()
+
+
+DAMAGED = {
+    "a comma too many": changed().replace(b"{", b"{,", 1),
+    "a list": b"[]",
+    "an object of another kind": b'{"waiting": [1]}',
+    "another version": changed(version=2),
+    "a part too few": changed(charge=None),
+    "a part too many": changed(phone={}),
+    "a part of another type": changed(sign_in=[]),
+    "a field of another type": changed(charge={**vars(Charge()), "seen_s": "now"}),
+    "a field too few": changed(container={"id": ""}),
+    "a message of another kind": changed(outbox=[1]),
+    "request times of another type": changed(requests_s=["now"]),
+    "not a number": changed(charge={**vars(Charge()), "seen_s": float("nan")}),
+    "nested too deeply": b"[" * 100_000,
+    "no text": b"\xff\xfe\x00",
+    "empty": b"",
+}
+
+
+def test_our_own_form_is_taken(path: Path) -> None:
+    path.write_bytes(changed())
+    assert load(path) == memory(path)
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_file_is_put_aside_said_and_begun_anew(
+    path: Path, name: str, log: pytest.LogCaptureFixture
+) -> None:
+    path.write_bytes(DAMAGED[name])
+    assert load(path) == Memory("client", VIN, path=path)
+    assert not path.exists()
+    assert Path(f"{path}.damaged").read_bytes() == DAMAGED[name]
+    assert log.messages == [
+        f"{path} is damaged; it is now {path.name}.damaged, and begun anew"
+    ]
+
+
+def test_damaged_file_is_said_once_and_the_program_runs(
+    cardata: CarData, start: Start, kept: Path
+) -> None:
+    kept.write_text('{"waiting": [1]}')
+    script = start(settings=cardata.settings())
+    script.wait_for_readings(3)
+    script.interrupt()
+    assert script.stderr_with("is damaged") == 1
+    assert script.stderr_with("fault") == 0
+
+
+def test_file_that_cannot_be_read_ends_the_program_and_stays(
+    cardata: CarData, start: Start, kept: Path
+) -> None:
+    kept.mkdir()
+    script = start(settings=cardata.settings())
+    assert script.end() == 2
+    assert script.stderr_with(f"{kept} cannot be read: Is a directory") == 1
+    assert kept.is_dir() and cardata.requests == []
+
+
+def test_file_of_root_ends_the_program(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory(path).save()
+
+    def refuse(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(CannotStart) as raised:
+        load(path)
+    assert raised.value.lines == [f"{path} cannot be read: Permission denied"]
+    assert raised.value.exit_status == 2
+
+
+# --- A file that cannot be written ----------------------------------------------------
+
+
+def test_it_is_said_once_until_it_works_again(
+    path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    kept = memory(path.parent / "nowhere" / path.name)
+    assert [kept.save(), kept.save()] == [False, False]
+    assert len(log.messages) == 1
+    kept.path = path
+    assert kept.save() and kept.is_kept
+
+
+def test_folder_that_is_moved_while_it_runs_loses_and_repeats_no_news(
+    cardata: CarData, start: Start, tmp_path: Path, ntfy: Recorder, env: dict[str, str]
+) -> None:
+    folder, moved = tmp_path / "folder", tmp_path / "moved"
+    folder.mkdir()
+    settings = {**cardata.settings(), "NTFY_URL": ntfy.url + "secret-topic"}
+    file = folder / "b.env"
+    file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+    file.chmod(0o600)
+    cardata.keep(folder / ".i3charge-b.env.json")
+
+    def move(handler: Any) -> None:
+        folder.rename(moved)
+        handler.reply(200, telematic(predicted="90"))
+
+    cardata.readings = [telematic(predicted="61"), move, full()]
+    script = start("--env-file", str(file))
+    script.wait_for_readings(20)
+    script.interrupt()
+    assert script.stderr_with("cannot be written") == 1
+    assert script.stderr_with("  Fully charged.") == 1
+    assert [m for m in ntfy.messages() if "Fully" in m] == [
+        "Fully charged. The charging station can be freed."
+    ]
+    assert (
+        json.loads((moved / ".i3charge-b.env.json").read_text())["charge"]["charge"]
+        < 100
+    )
+
+
+# --- One process ----------------------------------------------------------------------
+
+
+def test_second_process_ends_at_once_and_names_the_first(
+    cardata: CarData, start: Start, kept: Path
+) -> None:
+    cardata.keep(kept)
+    first = start(settings=cardata.settings())
+    first.wait_for_readings(1)
+    second = start("--once", settings=cardata.settings())
+    assert second.end() == 1
+    assert second.stderr_with(
+        f"i3charge is already running (process {first.process.pid})"
+    )
+    first.interrupt()
+    third = start("--once", settings=cardata.settings())
+    assert third.end() == 0
+
+
+def test_where_no_lock_can_be_had_it_goes_on_without(tmp_path: Path) -> None:
+    assert i3charge.lock_memory(tmp_path / "nowhere" / ".i3charge.json") is None
+
+
+def test_lock_is_free_when_its_process_has_gone(path: Path) -> None:
+    lock = i3charge.lock_memory(path)
+    assert lock
+    with pytest.raises(CannotStart) as raised:
+        i3charge.lock_memory(path)
+    assert raised.value.exit_status == 1
+    lock.close()
+    again = i3charge.lock_memory(path)
+    assert again
+    again.close()
