@@ -81,7 +81,7 @@ class Script:
     ) -> None:
         with self.changed:
             assert self.changed.wait_for(condition, seconds), (
-                f"waited in vain for {what}\nstdout: {self.stdout}\nstderr: {self.stderr}"
+                f"waited in vain for {what}\n{self.stdout[-9:]}\n{self.stderr[-9:]}"
             )
 
     def wait_for_readings(self, count: int) -> None:
