@@ -163,16 +163,17 @@ def read_settings_file(path: Path) -> dict[str, str]:
         advice = f"mend it: chmod 600 '{path}'"
         logger.warning("other users can read or change the settings; %s", advice)
 
-    bindings = list(parse_stream(io.StringIO(text)))
-    should = "should be NAME=value (is a quote missing?)"
-    broken = [
-        f"{path}, line {binding.original.line}: {should}"
-        for binding in bindings
-        if binding.error
-    ]
+    variables = {}
+    broken = []
+    for binding in parse_stream(io.StringIO(text)):
+        if binding.key and binding.value is not None:
+            variables[binding.key] = binding.value
+        elif binding.key or binding.error:
+            should = "should be NAME=value (is a quote missing?)"
+            broken.append(f"{path}, line {binding.original.line}: {should}")
     if broken:
         raise CannotStart(broken)
-    return {binding.key: binding.value or "" for binding in bindings if binding.key}
+    return variables
 
 
 def setting_meant_by(name: str) -> str:

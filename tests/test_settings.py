@@ -1,0 +1,476 @@
+"""The settings: where they come from, and all that is wrong with them, said in one go."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from conftest import ROOT, SCRIPT, Start, write_settings
+from fake_bmw import PASSWORD, USERNAME, VIN, Portal
+from fake_cardata import CarData
+from hypothesis import strategies as st
+
+import i3charge
+from i3charge import CannotStart, Settings
+
+CARDATA = list(i3charge.REQUIRED_SETTINGS)
+PORTAL = ["USERNAME", "PASSWORD", "AUTH_CLIENT_ID", "VEHICLE_IDENTIFICATION_NUMBER"]
+BMW_URLS = {
+    "CARDATA_BASE_URL": CARDATA,
+    "CARDATA_AUTH_BASE_URL": CARDATA,
+    "CONNECTED_DRIVE_BASE_URL": PORTAL,
+    "AUTH_BASE_URL": PORTAL,
+}
+CANARY = "xyzzy plugh"
+
+
+def good(names: list[str], **variables: str) -> dict[str, str]:
+    """What is required at a door, with other values where there are any."""
+    required = {**dict.fromkeys(names, "owner"), "VEHICLE_IDENTIFICATION_NUMBER": VIN}
+    return {**required, **variables}
+
+
+def load(variables: dict[str, str]) -> Settings:
+    return i3charge.load_settings(variables, [], "the advice")
+
+
+def problems(variables: dict[str, str]) -> list[str]:
+    try:
+        load(variables)
+    except CannotStart as problem:
+        return problem.lines
+    return []
+
+
+def first_words(lines: list[str]) -> list[str]:
+    return sorted(line.split()[0] for line in lines)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return write_settings(tmp_path / "own.env", {})
+
+
+# --- Where they come from -------------------------------------------------------------
+
+
+def test_value_in_the_file_wins_over_the_environment(
+    start: Start, portal: Portal
+) -> None:
+    settings = portal.settings()
+    in_environment = {
+        name: settings.pop(name) for name in ("AUTH_CLIENT_ID", "LOG_INTERVAL")
+    }
+    others = {"USERNAME": "desktop", "PASSWORD": "desktop", **in_environment}
+    assert start("--once", settings=settings, extra_env=others).end() == 0
+    form = portal.logins_seen()[0].form
+    assert (form["username"], form["password"]) == (USERNAME, PASSWORD)
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("X='pa$HOME #x'", "pa$HOME #x"),
+        ('X="pa$HOME #x"', "pa$HOME #x"),
+        ("X='it\\'s # 1 \\\\'", "it's # 1 \\"),
+        ("X=pa$HOME#x", "pa$HOME#x"),
+        ("\ufeffX='ünï  cödé'", "ünï  cödé"),
+        ("  export X = 'a=b&c' # a comment", "a=b&c"),
+        ("X=first\nX=second", "second"),
+        ("X=windows\r\nY=z", "windows"),
+        ("X=", ""),
+    ],
+)
+def test_value_is_what_is_written(file: Path, line: str, value: str) -> None:
+    file.write_bytes(line.encode())
+    assert i3charge.read_settings_file(file)["X"] == value
+
+
+@pytest.mark.parametrize("is_beside", [True, False])
+def test_dot_env_is_the_one_beside_the_script(
+    tmp_path: Path, env: dict[str, str], portal: Portal, is_beside: bool
+) -> None:
+    folder = tmp_path / "app"
+    folder.mkdir()
+    script = shutil.copy(SCRIPT, folder)
+    write_settings((folder if is_beside else tmp_path) / ".env", portal.settings())
+    done = subprocess.run(
+        [sys.executable, script, "--once"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=30,
+    )
+    if is_beside:
+        assert (done.returncode, portal.served) == (0, 1)
+        assert (folder / ".i3charge.json").exists()
+    else:
+        assert (done.returncode, done.stdout, portal.requests) == (2, "", [])
+        *missing, advice = [line.split("  ", 1)[1] for line in done.stderr.splitlines()]
+        assert first_words(missing) == sorted(CARDATA)
+        assert advice.startswith("copy .env.example to .env and fill it in; ")
+
+
+@pytest.mark.parametrize("content", ["", "CARDATA_CLIENT_ID=x\n"])
+def test_file_that_is_empty_or_incomplete_is_named(
+    start: Start, file: Path, content: str
+) -> None:
+    file.write_text(content)
+    script = start("--env-file", str(file))
+    assert script.end() == 2
+    assert f"  fill in {file}; README.md has the steps" in script.stderr[-1]
+    assert "--demo needs no account" in script.stderr[-1]
+
+
+# --- The door -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_portal"),
+    [
+        ([], False),
+        (["USERNAME"], False),  # desktops export one
+        (["USERNAME", "AUTH_BASE_URL"], False),
+        (["PASSWORD"], True),
+        (["AUTH_CLIENT_ID"], True),
+        (["USERNAME", "PASSWORD", "AUTH_CLIENT_ID", "CARDATA_CLIENT_ID"], False),
+    ],
+)
+def test_cardata_is_the_door_unless_the_settings_are_for_the_portal(
+    variables: list[str], is_portal: bool
+) -> None:
+    given = dict.fromkeys(variables, "https://bmw.example/")
+    for unset in ({}, dict.fromkeys([*CARDATA, *PORTAL], "")):
+        *missing, advice = problems({**unset, **given})
+        required = PORTAL if is_portal else CARDATA
+        assert first_words(missing) == sorted(set(required) - set(variables))
+        assert advice == "the advice"
+
+
+def test_what_is_required_is_enough() -> None:
+    cardata, portal = load(good(CARDATA)), load(good(PORTAL))
+    assert (cardata.client_id, cardata.interval_s, cardata.vin) == ("owner", 2400, VIN)
+    assert (portal.username, portal.interval_s, portal.vin) == ("owner", 60, VIN)
+    assert (portal.client_id, cardata.username) == ("", "")
+
+
+@pytest.mark.parametrize("is_bmws", [True, False])
+def test_owner_of_old_settings_hears_that_bmw_has_closed_this_door(
+    start: Start, portal: Portal, tmp_path: Path, is_bmws: bool
+) -> None:
+    settings = portal.settings()
+    if is_bmws:
+        del settings["AUTH_BASE_URL"]
+    lock = i3charge.lock_memory(tmp_path / ".i3charge-i3.env.json")
+    assert lock  # so that it ends before it asks BMW
+    script = start(settings=settings)
+    assert script.end() == 1
+    lock.close()
+    said = "BMW has closed this door, the ConnectedDrive portal; README.md describes"
+    assert script.stderr_with(f'{said} the open one in "Your own car"') == is_bmws
+
+
+# --- All in one go --------------------------------------------------------------------
+
+
+def test_all_that_is_wrong_is_said_in_one_go_and_nothing_is_sent(
+    start: Start, portal: Portal
+) -> None:
+    wrong = {
+        "VEHICLE_IDENTIFICATION_NUMBER": f"{CANARY} vin",
+        "AUTH_BASE_URL": f"http://{CANARY}.example/",
+        "LOG_INTERVAL": f"{CANARY} minutes",
+        "NOTIFY_AT": f"{CANARY} percent",
+        "WEBHOOK_URL": f"{CANARY} hook",
+        "NTFY_URL": "https://ntfy.example/",
+        "CARDATA_CLIENTID": CANARY,
+    }
+    settings = {**portal.settings(), **wrong, "USERNAME": ""}
+    del settings["AUTH_CLIENT_ID"]
+    script = start("--verbose", settings=settings)
+    assert (script.end(), script.stdout) == (2, [])
+    *lines, advice = [line.split("  ", 1)[1] for line in script.stderr]
+    assert first_words(lines) == sorted([*wrong, "USERNAME", "AUTH_CLIENT_ID"])
+    assert "--demo" in advice
+    assert CANARY not in script.output
+    assert portal.requests == []
+
+
+@hypothesis.given(
+    st.sets(st.sampled_from(i3charge.SETTING_NAMES)), st.sampled_from([CARDATA, PORTAL])
+)
+def test_no_message_holds_a_value(wrong: set[str], names: list[str]) -> None:
+    lines = problems({**good(names), **dict.fromkeys(wrong, CANARY)})
+    assert {line.split()[0] for line in lines} <= wrong
+    assert CANARY not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("CARDATA_CLIENTID", "CARDATA_CLIENT_ID"),
+        ("cardata_client_id", "CARDATA_CLIENT_ID"),
+        ("USER_NAME", "USERNAME"),
+        ("NOTIFY_URL", "NTFY_URL"),
+    ],
+)
+def test_name_that_is_almost_one_of_ours_is_an_error(name: str, meant: str) -> None:
+    assert i3charge.unknown_names([name]) == [
+        f"{name} is not a setting; did you mean {meant}?"
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["NTFY_TOPIC", "HOME", "CLIENT_ID", "VIN", "DATABASE_URL"]
+)
+def test_any_other_name_that_is_none_of_ours_has_a_line(
+    name: str, log: pytest.LogCaptureFixture
+) -> None:
+    assert i3charge.unknown_names([name, *i3charge.SETTING_NAMES]) == []
+    assert log.messages == [f"{name} is not a setting of i3charge"]
+
+
+# --- Each of them ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("vin", "problem"),
+    [
+        (VIN, ""),
+        (VIN.lower(), ""),
+        (f" {VIN} ", ""),
+        ("307905", "17 characters (this has 6)"),
+        (f"{VIN}5", "17 characters (this has 18)"),
+        ("WBY1Z21040V30790O", "17 letters and digits, none of them I, O or Q"),
+        ("WBY1Z21040V30790é", "17 letters and digits, none of them I, O or Q"),
+        ("WBY1Z-1040V307905", "17 letters and digits, none of them I, O or Q"),
+    ],
+)
+def test_vin(vin: str, problem: str) -> None:
+    variables = good(CARDATA, VEHICLE_IDENTIFICATION_NUMBER=vin)
+    name = "VEHICLE_IDENTIFICATION_NUMBER"
+    assert problems(variables) == ([f"{name} should be {problem}"] if problem else [])
+    if not problem:
+        assert load(variables).vin == VIN
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a minute", "-60000", "0", "1e3", "60000.5", "60 000", "6\uff10", "9" * 5000],
+)
+def test_interval_that_is_no_sensible_whole_number_is_refused(value: str) -> None:
+    (line,) = problems(good(CARDATA, LOG_INTERVAL=value))
+    assert line.startswith("LOG_INTERVAL should be a whole number of milliseconds")
+
+
+@pytest.mark.parametrize(
+    ("names", "url", "value", "interval_s", "raised"),
+    [
+        (
+            CARDATA,
+            "https://bmw.example",
+            "60000",
+            2400,
+            "2400000 milliseconds (40 min)",
+        ),
+        (CARDATA, "https://bmw.example", "2400000", 2400, ""),
+        (CARDATA, "https://bmw.example", "7200000", 7200, ""),
+        (CARDATA, "http://127.0.0.1:80", "50", 0.05, ""),
+        (PORTAL, "https://bmw.example", "9999", 10, "10000 milliseconds (10 s)"),
+        (PORTAL, "https://bmw.example", "0060000", 60, ""),
+        (PORTAL, "http://[::1]", "1", 0.001, ""),
+    ],
+)
+def test_short_interval_is_raised_with_one_line_but_not_for_a_simulated_bmw(
+    names: list[str],
+    url: str,
+    value: str,
+    interval_s: float,
+    raised: str,
+    log: pytest.LogCaptureFixture,
+) -> None:
+    name = "CARDATA_BASE_URL" if names == CARDATA else "CONNECTED_DRIVE_BASE_URL"
+    assert load(good(names, LOG_INTERVAL=value, **{name: url})).interval_s == interval_s
+    assert len(log.messages) == bool(raised)
+    assert all(
+        line.startswith(f"LOG_INTERVAL is raised to {raised}: ")
+        for line in log.messages
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "goal"),
+    [
+        ("80", 80),
+        ("80%", 80),
+        ("1", 1),
+        ("99", 99),
+        ("0", 0),
+        ("", 0),
+        ("100", None),
+        ("x", None),
+    ],
+)
+def test_charge_of_the_owners_own(value: str, goal: float | None) -> None:
+    variables = good(CARDATA, NOTIFY_AT=value)
+    if goal is None:
+        assert first_words(problems(variables)) == ["NOTIFY_AT"]
+    else:
+        assert load(variables).notify_at == goal
+
+
+SECURE_URLS = [
+    "https://bmw.example/api/",
+    "HTTPS://BMW.example/",
+    " https://bmw.example ",
+]
+SECURE_URLS += ["http://127.0.0.1:8080/", "http://LOCALHOST/", "http://[::1]:8000/x"]
+PLAIN_URLS = [
+    "http://bmw.example/",
+    "http://10.0.0.1/",
+    "http://127.0.0.1.evil.example/",
+]
+PLAIN_URLS += ["http://127.0.0.1@evil.example/", "http://evil.example#@127.0.0.1/"]
+BROKEN_URLS = [
+    "ftp://127.0.0.1/",
+    "bmw.example/api/",
+    "//bmw.example/",
+    "https://[::1/",
+    "x",
+]
+
+
+@pytest.mark.parametrize("url", [*SECURE_URLS, *PLAIN_URLS, *BROKEN_URLS])
+def test_secrets_go_to_https_or_this_computer_only(url: str) -> None:
+    for name, names in BMW_URLS.items():
+        refused = problems(good(names, **{name: url}))
+        assert first_words(refused) == ([] if url in SECURE_URLS else [name])
+    own = problems(good(CARDATA, WEBHOOK_URL=url))
+    assert first_words(own) == (["WEBHOOK_URL"] if url in BROKEN_URLS else [])
+
+
+@pytest.mark.parametrize("url", ["https://ntfy.sh", "http://ntfy.sh//"])
+def test_ntfy_without_a_topic_is_refused(url: str) -> None:
+    (line,) = problems(good(CARDATA, NTFY_URL=url))
+    assert line.startswith("NTFY_URL should end with a topic")
+    assert problems(good(CARDATA, NTFY_URL=f"{url}/t", WEBHOOK_URL=url)) == []
+
+
+# --- The file -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content", [None, "folder", b"X='w\xf6rd'\n", "X='x'".encode("utf-16")]
+)
+def test_file_that_is_of_no_use_is_named(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "own.env"
+    if content == "folder":
+        path.mkdir()
+    elif content:
+        path.write_bytes(content)
+    with pytest.raises(CannotStart) as raised:
+        i3charge.read_settings_file(path)
+    (line,) = raised.value.lines
+    assert line.startswith(f"{path} cannot be read: ")
+    assert ("UTF-8" in line) == isinstance(content, bytes)
+
+
+def test_lines_that_are_no_settings_are_named_by_their_numbers(
+    start: Start, portal: Portal, file: Path
+) -> None:
+    file.write_text(f"USERNAME=x\nPASSWORD='{CANARY}\nLOG_INTERVAL=1\nhunter2\n")
+    script = start("--once", "--env-file", str(file), extra_env=portal.settings())
+    assert script.end() == 2
+    first, second = script.stderr
+    assert f"{file}, line 2: should be NAME=value (is a quote missing?)" in first
+    assert f"{file}, line 4" in second
+    assert CANARY not in script.output and "hunter2" not in script.output
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_warned_of"),
+    [
+        (0o600, 0),
+        (0o400, 0),
+        (0o700, 0),
+        (0o640, 1),
+        (0o604, 1),
+        (0o622, 1),
+        (0o602, 1),
+    ],
+)
+def test_file_that_others_can_read_or_write_is_warned_of(
+    tmp_path: Path, mode: int, is_warned_of: int, log: pytest.LogCaptureFixture
+) -> None:
+    file = write_settings(tmp_path / "my own.env", {})
+    file.chmod(mode)
+    i3charge.read_settings_file(file)
+    assert len(log.messages) == is_warned_of
+    for line in log.messages:
+        subprocess.run(shlex.split(line[line.index("chmod ") :]), check=True)
+    log.clear()
+    i3charge.read_settings_file(file)
+    assert log.messages == []  # the command in the warning mends it
+
+
+def test_what_is_no_file_is_not_warned_of(log: pytest.LogCaptureFixture) -> None:
+    """As in --env-file <(pass show i3charge)."""
+    assert i3charge.read_settings_file(Path("/dev/null")) == {}
+    assert log.messages == []
+
+
+# --- What is written of them ----------------------------------------------------------
+
+
+def test_example_names_all_settings() -> None:
+    names = re.findall(
+        r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE
+    )
+    assert sorted(names) == sorted(i3charge.SETTING_NAMES)
+
+
+def test_readme_names_all_settings() -> None:
+    names = re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`", (ROOT / "README.md").read_text())
+    assert set(i3charge.SETTING_NAMES) <= set(names)
+
+
+def test_help_is_the_manual(start: Start) -> None:
+    script = start("--help", extra_env={"COLUMNS": "80"})
+    assert script.end() == 0
+    text = "\n".join(script.stdout)
+    assert max(map(len, script.stdout)) <= 80
+    for name in i3charge.SETTING_NAMES:
+        assert re.search(rf"^  {name}  +\S", text, re.MULTILINE)
+    for option in (
+        "--once",
+        "--json",
+        "--demo",
+        "--env-file",
+        "--verbose",
+        "--version",
+    ):
+        assert option in text
+    for words in (".i3charge.json", "exit status:", "130", "143", "examples:"):
+        assert words in text
+    for example in re.findall(r"^  python i3charge\.py (--\S+)", text, re.MULTILINE):
+        assert f"  {example}" in text.split("options:")[1]
+    assert text.count("\n  python i3charge.py") == 3
+
+
+def test_settings_of_a_start_are_those_of_the_file(
+    cardata: CarData, start: Start
+) -> None:
+    settings = {**cardata.settings(), "NTFY_TOPIC": "secret"}
+    cardata.pending = 10_000
+    script = start(settings=settings)
+    script.wait_for_stderr("CODE-1")
+    script.interrupt()
+    assert script.stderr_with("NTFY_TOPIC is not a setting of i3charge") == 1
