@@ -1852,8 +1852,8 @@ class Portal:
         login = Request("the login", "POST", url, auth=BearerToken(), form=form)
         answer = self._http.send(login)
         if answer.status in (400, 401, 403):
-            error = answer.json().get("error") or f"HTTP {answer.status}"
-            self._report_refusal(text_or_empty(error))
+            error = text_or_empty(answer.json().get("error"))
+            self._report_refusal(error or f"HTTP {answer.status}")
         if answer.status not in (302, 303):
             raise NoReading(answer.failure())
 

@@ -1,0 +1,238 @@
+"""One request, one answer or one error; and what a bad night does to the running script."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import socket
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+from conftest import Clock, Start
+from fake_bmw import Answer, Handler, Portal, Recorder, car
+
+import i3charge
+from i3charge import BearerToken, Http, HttpAnswer, NoAnswer, Request
+
+
+def ask(url: str, http: Http | None = None, **more: Any) -> HttpAnswer:
+    return (http or Http()).send(Request("the car's status", "GET", url, **more))
+
+
+def failure(url: str, **more: Any) -> NoAnswer:
+    with pytest.raises(NoAnswer) as raised:
+        ask(url, **more)
+    return raised.value
+
+
+def raw(text: str, then: Callable[[Handler], None] | None = None) -> Answer:
+    """Send bytes as they are, and hang up."""
+
+    def answer(handler: Handler) -> None:
+        handler.wfile.write(text.encode("latin-1"))
+        handler.wfile.flush()
+        if then:
+            then(handler)
+        handler.close_connection = True
+
+    return answer
+
+
+def reset(handler: Handler) -> None:
+    """Read the request, and break the connection."""
+    linger = b"\1\0\0\0\0\0\0\0"
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    handler.connection.close()
+    handler.close_connection = True
+
+
+def never(handler: Handler) -> None:
+    handler.server.closing.wait(60)
+
+
+OK = "HTTP/1.1 200 OK\r\n"
+SHORT = {"timeout_s": (5.0, 0.2)}
+
+
+# --- Sent or not ----------------------------------------------------------------------
+
+
+def test_connection_that_is_refused_has_sent_nothing(webhook: Recorder) -> None:
+    webhook.stop_listening()
+    problem = failure(webhook.url + "secret")
+    assert not problem.was_sent
+    assert str(problem) == (
+        "no answer from 127.0.0.1 when asked for the car's status (ConnectionError)"
+    )
+    webhook.listen_again()
+
+
+def test_name_that_is_not_found_has_sent_nothing() -> None:
+    assert not failure("http://nowhere.invalid/").was_sent
+
+
+def test_connection_that_is_not_made_in_time_has_sent_nothing() -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        port = full.getsockname()[1]
+        waiting = []
+        for _ in range(4):  # until its queue is full
+            waiting.append(socket.socket())
+            waiting[-1].setblocking(False)
+            waiting[-1].connect_ex(("127.0.0.1", port))
+        problem = failure(f"http://127.0.0.1:{port}/", timeout_s=(0.2, 5.0))
+        for each in waiting:
+            each.close()
+    assert not problem.was_sent
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reset,
+        lambda handler: setattr(handler, "close_connection", True),
+        never,
+        raw("no HTTP at all\r\n\r\n"),
+    ],
+    ids=["reset", "hung-up", "time-out", "garbage"],
+)
+def test_request_that_was_read_counts_as_sent(
+    webhook: Recorder, answer: Answer
+) -> None:
+    webhook.answers = [answer]
+    assert failure(webhook.url + "secret-path", **SHORT).was_sent
+
+
+# --- What is sent ---------------------------------------------------------------------
+
+
+def test_netrc_cannot_replace_the_token(
+    webhook: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "netrc"
+    file.write_text("machine 127.0.0.1 login secret password secret\n")
+    monkeypatch.setenv("NETRC", str(file))
+    ask(webhook.url, auth=BearerToken("token"))
+    ask(webhook.url, auth=BearerToken())
+    sent = [request.headers.get("Authorization") for request in webhook.requests]
+    assert sent == ["Bearer token", None]
+
+
+def test_password_in_ones_own_address_is_used(webhook: Recorder) -> None:
+    ask(webhook.url.replace("//", "//me:secret@"))
+    assert webhook.requests[0].headers["Authorization"].startswith("Basic ")
+
+
+def test_loopback_is_not_asked_through_a_proxy(
+    webhook: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9/")
+    assert ask(webhook.url).status == 200
+
+
+def test_answers_are_wanted_uncompressed(webhook: Recorder) -> None:
+    ask(webhook.url)
+    headers = webhook.requests[0].headers
+    assert headers["Accept-Encoding"] == "identity"
+    assert headers["User-Agent"] == f"i3charge/{i3charge.__version__}"
+
+
+def test_connection_is_kept_but_not_over_a_long_wait(
+    webhook: Recorder, clock: Clock
+) -> None:
+    http = Http()
+    for pause_s in (0, 80, 80, 100):
+        clock.sleep(pause_s)
+        ask(webhook.url, http)
+    ports = [request.connection for request in webhook.requests]
+    assert len(set(ports[:3])) == 1 and ports[3] != ports[2]
+
+
+# --- What comes back ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [301, 302, 307])
+def test_redirect_is_an_answer_and_not_followed(webhook: Recorder, status: int) -> None:
+    webhook.answers = [
+        lambda handler: handler.reply(status, Location=webhook.url + "next")
+    ]
+    assert ask(webhook.url).status == status
+    assert len(webhook.requests) == 1
+
+
+def test_malformed_redirect_is_no_answer(webhook: Recorder) -> None:
+    webhook.answers = [
+        lambda handler: handler.reply(302, Location="http://[::1/secret")
+    ]
+    assert "secret" not in str(failure(webhook.url))
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["", "[]", "no JSON", "[" * 100_000, '{"a": ' + "9" * 5000 + "}", "\xff", "null"],
+    ids=range(7),
+)
+def test_body_without_an_object_is_an_empty_one(webhook: Recorder, body: str) -> None:
+    webhook.answers = [lambda handler: handler.reply(200, body.encode("latin-1"))]
+    assert ask(webhook.url).json() == {}
+
+
+def test_body_that_breaks_off_is_empty(webhook: Recorder) -> None:
+    webhook.answers = [raw(OK + "Content-Length: 100\r\n\r\n{}")]
+    assert (ask(webhook.url).status, ask(webhook.url).body) == (200, b"")
+
+
+def test_huge_body_costs_no_memory(webhook: Recorder) -> None:
+    def huge(handler: Handler) -> None:
+        for _ in range(300):
+            handler.wfile.write(b"x" * (1 << 20))
+
+    webhook.answers = [raw(OK + "\r\n", huge)]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert len(ask(webhook.url).body) == Http.BODY_LIMIT_BYTES
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
+
+
+def test_verbose_names_no_address(
+    webhook: Recorder, log: pytest.LogCaptureFixture
+) -> None:
+    log.set_level(logging.DEBUG, logger="i3charge")
+    ask(webhook.url + "secret")
+    assert log.messages == ["asked 127.0.0.1 for the car's status: HTTP 200"]
+
+
+# --- A bad night ----------------------------------------------------------------------
+
+NIGHT: dict[str, tuple[Answer, str]] = {
+    "reset": (reset, "no answer from 127.0.0.1 when asked for the car's status"),
+    "garbage": (
+        raw("secret\r\n\r\n"),
+        "no answer from 127.0.0.1 when asked for the car's status",
+    ),
+    "gateway": (lambda h: h.reply(502, "<html>secret"), "is out of order"),
+    "teapot": (lambda h: h.reply(418), "gave no useful answer"),
+    "empty": (lambda h: h.reply(200), "holds no charge"),
+    "deep": (lambda h: h.reply(200, "[" * 100_000), "holds no charge"),
+    "redirect": (
+        lambda h: h.reply(302, Location="http://[secret/"),
+        "no answer from 127.0.0.1",
+    ),
+}
+
+
+def test_script_goes_on_after_every_fault_and_says_each_in_a_line(
+    portal: Portal, start: Start
+) -> None:
+    faults = [answer for answer, _ in NIGHT.values()]
+    portal.readings = [car("50"), *faults, car("60")]
+    constants = {"LONGEST_BACKOFF_S": 0.05}
+    script = start(settings=portal.settings(), constants=constants)
+    script.wait_for_readings(2)
+    script.interrupt()
+    said = [line for line in script.stderr if "next try in" in line]
+    assert len(said) == len(NIGHT)
+    for line, (_, expected) in zip(said, NIGHT.values()):
+        assert expected in line
