@@ -658,10 +658,12 @@ def lock_memory(path: Path) -> IO[str] | None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        process = file.read(20).strip()
+        with file:
+            process = file.read(20).strip()
         line = f"i3charge is already running (process {process})"
         raise CannotStart([line], exit_status=1) from None
     except OSError:
+        file.close()
         return None
 
     with suppress(OSError):  # a full disk; the lock holds without a number

@@ -25,9 +25,7 @@ from fake_bmw import Portal
 START_RUNS = 15
 CPU_RUNS = 5
 CPU_POLLS = 1000
-IMPORTS = (
-    "import sys, requests, dotenv; print('imported', flush=True); sys.stdin.read()"
-)
+IMPORTS = "import sys, requests, dotenv; print('imported', flush=True); sys.stdin.read()"
 BARE_LOOP = """
 import sys, requests
 session = requests.Session()
@@ -71,9 +69,7 @@ class Run:
 
     def wait_for_polls(self, count: int) -> None:
         wanted = self._served_before + count
-        self._portal.wait_for(
-            lambda: self._portal.served >= wanted, f"{count} polls", 600
-        )
+        self._portal.wait_for(lambda: self._portal.served >= wanted, f"{count} polls", 600)
 
     def peak_kib(self) -> int:
         """Where the kernel does not tell the peak, what is used now."""
@@ -111,9 +107,7 @@ def main() -> None:
             file = write_settings(Path(folder, "settings.env"), settings)
             return Run(portal, [str(SCRIPT), "--env-file", str(file), *options])
 
-        packages = ", ".join(
-            f"{name} {version(name)}" for name in ("requests", "python-dotenv")
-        )
+        packages = ", ".join(f"{name} {version(name)}" for name in ("requests", "python-dotenv"))
         print(
             f"{platform.python_implementation()} {platform.python_version()}, {packages},"
             f" {platform.system()} {platform.machine()}, {os.cpu_count()} cores\n"
@@ -132,11 +126,7 @@ def main() -> None:
             times.append(our_time / their_time)
             peaks.append(our_peak / their_peak)
         label = "over merely importing `requests` and `dotenv`"
-        row(
-            f"start to first reading, {label}",
-            f"{statistics.median(times):.2f}",
-            "1.22",
-        )
+        row(f"start to first reading, {label}", f"{statistics.median(times):.2f}", "1.22")
         row(f"peak memory, {label}", f"{statistics.median(peaks):.2f}", "1.15")
 
         run = script(2)
@@ -186,9 +176,7 @@ def main() -> None:
         late_ms = (lateness[-1] - min(lateness)) * 1000
         row("poll 1,000 at 50 ms starts after its tick", f"{late_ms:.1f} ms", "10 ms")
     portal.close()
-    print(
-        "\nHow late the news is told at CarData: minutes, median / worst, of simulated nights\n"
-    )
+    print("\nHow late the news is told at CarData: minutes, median / worst, of simulated nights\n")
     nights.table()
 
 

@@ -57,10 +57,7 @@ class Script:
         self.stdout: list[str] = []
         self.stderr: list[str] = []
         self.changed = threading.Condition()
-        streams = (
-            (self.process.stdout, self.stdout),
-            (self.process.stderr, self.stderr),
-        )
+        streams = ((self.process.stdout, self.stdout), (self.process.stderr, self.stderr))
         self.readers = [
             threading.Thread(target=self._read, args=pair, daemon=True)
             for pair in streams
@@ -76,9 +73,7 @@ class Script:
                     lines.append(line.rstrip("\n"))
                     self.changed.notify_all()
 
-    def wait_for(
-        self, condition: Callable[[], object], what: str, seconds: float = 30
-    ) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 30) -> None:
         with self.changed:
             assert self.changed.wait_for(condition, seconds), (
                 f"waited in vain for {what}\n{self.stdout[-9:]}\n{self.stderr[-9:]}"
@@ -123,23 +118,15 @@ def env(tmp_path: Path) -> dict[str, str]:
     home = tmp_path / "home"
     home.mkdir()
     path = os.pathsep.join(["/usr/bin", "/bin"])
-    return {
-        "PATH": path,
-        "HOME": str(home),
-        "TZ": "Europe/Amsterdam",
-        "LANG": "C.UTF-8",
-    }
+    return {"PATH": path, "HOME": str(home), "TZ": "Europe/Amsterdam", "LANG": "C.UTF-8"}
 
 
 def write_settings(path: Path, variables: dict[str, str]) -> Path:
     """A settings file that only its owner can read."""
     quoted = {
-        name: value.replace("\\", "\\\\").replace("'", "\\'")
-        for name, value in variables.items()
+        name: value.replace("\\", "\\\\").replace("'", "\\'") for name, value in variables.items()
     }
-    path.write_text(
-        "".join(f"{n}='{v}'\n" for n, v in quoted.items()), encoding="utf-8"
-    )
+    path.write_text("".join(f"{n}='{v}'\n" for n, v in quoted.items()), encoding="utf-8")
     path.chmod(0o600)
     return path
 
@@ -276,9 +263,7 @@ class Notifier:
         """Let it record its call and then do `what`, in Python."""
         program = self.folder / self.name
         # Arguments end with a unit separator, calls with a record separator.
-        record = (
-            f"printf '%s\\037' \"$@\" >> '{self.file}'; printf '\\036' >> '{self.file}'"
-        )
+        record = f"printf '%s\\037' \"$@\" >> '{self.file}'; printf '\\036' >> '{self.file}'"
         then = f"exec '{sys.executable}' '{program}.py' \"$0\" \"$@\"" if what else ""
         program.with_name(f"{self.name}.py").write_text(
             f"import json, os, sys, time\nsys.argv.pop(0)\n{what}\n"
@@ -296,9 +281,7 @@ class Notifier:
     def wait_for_calls(self, count: int, seconds: float = 30) -> None:
         limit = time.monotonic() + seconds
         while len(self.calls()) < count:
-            assert time.monotonic() < limit, (
-                f"waited in vain for {count} calls: {self.calls()}"
-            )
+            assert time.monotonic() < limit, f"waited in vain for {count} calls: {self.calls()}"
             time.sleep(0.01)
 
 

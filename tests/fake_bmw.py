@@ -17,9 +17,7 @@ USERNAME = "owner@example.com"
 PASSWORD = "pa$$ #wörd+&=%41"
 CLIENT_ID = "web-app-client-id"
 VIN = "WBY1Z21040V307905"
-REDIRECT_URI = (
-    "https://www.bmw-connecteddrive.com/app/default/static/external-dispatch.html"
-)
+REDIRECT_URI = "https://www.bmw-connecteddrive.com/app/default/static/external-dispatch.html"
 
 
 @dataclass
@@ -67,9 +65,7 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = answer_request
 
-    def reply(
-        self, status: int, body: bytes | str | dict[str, Any] = b"", **headers: str
-    ) -> None:
+    def reply(self, status: int, body: bytes | str | dict[str, Any] = b"", **headers: str) -> None:
         """Send a whole answer; underscores in the headers' names stand for hyphens."""
         if isinstance(body, dict):
             body = json.dumps(body)
@@ -114,13 +110,9 @@ class Server(ThreadingHTTPServer):
     def answer(self, handler: Handler, request: Request) -> None:
         handler.reply(200)
 
-    def wait_for(
-        self, condition: Callable[[], object], what: str, seconds: float = 30
-    ) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 30) -> None:
         with self.changed:
-            assert self.changed.wait_for(condition, seconds), (
-                f"waited in vain for {what}"
-            )
+            assert self.changed.wait_for(condition, seconds), f"waited in vain for {what}"
 
     def close(self) -> None:
         self.closing.set()
@@ -259,12 +251,8 @@ class Portal(Door):
             self.redirect(handler, access_token=self.tokens[-1], state=form["state"])
 
     def redirect(self, handler: Handler, **fields: str) -> None:
-        text = "&".join(
-            f"{name}={quote(value, safe='')}" for name, value in fields.items()
-        )
-        handler.reply(
-            302, Location=f"{REDIRECT_URI}#{text}&token_type=Bearer&expires_in=7199"
-        )
+        text = "&".join(f"{name}={quote(value, safe='')}" for name, value in fields.items())
+        handler.reply(302, Location=f"{REDIRECT_URI}#{text}&token_type=Bearer&expires_in=7199")
 
     def expire_token(self, handler: Handler) -> None:
         """As a reading: the token that was just used has expired."""

@@ -247,9 +247,7 @@ class CarData(Door):
             client_id=self.client_id,
             vin=VIN,
             sign_in=dataclasses.replace(sign_in, **changed),
-            container=i3charge.Container(
-                id=self.add_container(), purpose=i3charge.FULL
-            ),
+            container=i3charge.Container(id=self.add_container(), purpose=i3charge.FULL),
             path=path,
         )
 
@@ -296,9 +294,7 @@ class CarData(Door):
         path = urlsplit(request.path).path
         with self.changed:
             if path == "/oauth/device/code":
-                answer = self.next_of(self.device_answers) or self.device_code(
-                    request.form
-                )
+                answer = self.next_of(self.device_answers) or self.device_code(request.form)
             elif path == "/oauth/token":
                 answer = self.next_of(self.token_answers) or self.token(request.form)
             elif path.startswith("/api/"):
@@ -317,17 +313,11 @@ class CarData(Door):
     def device_code(self, form: dict[str, str]) -> Answer:
         if form.get("client_id") != self.client_id:
             return oauth_error(401, "invalid_client")
-        fixed = (
-            form.get("response_type"),
-            form.get("code_challenge_method"),
-            form.get("scope"),
-        )
+        fixed = (form.get("response_type"), form.get("code_challenge_method"), form.get("scope"))
         if fixed != ("device_code", "S256", SCOPE) or not form.get("code_challenge"):
             return oauth_error(400, "invalid_request")
         number = len(self.device_codes) + 1
-        self.device_codes[f"secret-device-{number}"] = DeviceCode(
-            form["code_challenge"]
-        )
+        self.device_codes[f"secret-device-{number}"] = DeviceCode(form["code_challenge"])
         address = "https://customer.bmwgroup.com/oneid/link"
         body = {
             "user_code": f"CODE-{number}",
@@ -346,9 +336,7 @@ class CarData(Door):
         if form.get("grant_type") == "refresh_token":
             return self.refresh(form.get("refresh_token"))
         if form.get("grant_type") == DEVICE_GRANT:
-            return self.redeem(
-                form.get("device_code", ""), form.get("code_verifier", "")
-            )
+            return self.redeem(form.get("device_code", ""), form.get("code_verifier", ""))
         return oauth_error(400, "invalid_request")
 
     def refresh(self, refresh_token: str | None) -> Answer:
@@ -418,11 +406,7 @@ class CarData(Door):
 
     @staticmethod
     def listed(container: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: what
-            for name, what in container.items()
-            if name != "technicalDescriptors"
-        }
+        return {name: what for name, what in container.items() if name != "technicalDescriptors"}
 
     def container(self, container_id: str) -> Answer:
         for container in self.containers:
@@ -443,10 +427,7 @@ class CarData(Door):
 
     def telematic_data(self, container_id: str) -> Answer:
         for container in self.containers:
-            if (container["containerId"], container["state"]) == (
-                container_id,
-                "ACTIVE",
-            ):
+            if (container["containerId"], container["state"]) == (container_id, "ACTIVE"):
                 return self.next_reading(set(container["technicalDescriptors"]))
         return self.lost_container_refusal()
 
@@ -487,12 +468,7 @@ class CarData(Door):
     def refuse(handler: Handler, status: int, code: str, message: str) -> None:
         handler.reply(
             status,
-            {
-                "exveErrorId": code,
-                "exveErrorRef": "x",
-                "exveErrorMsg": message,
-                "exveNote": "",
-            },
+            {"exveErrorId": code, "exveErrorRef": "x", "exveErrorMsg": message, "exveNote": ""},
         )
 
     def expire_token(self, handler: Handler) -> None:
@@ -507,19 +483,12 @@ class Client:
     """The script's own door to a CarData, in this process, and what it remembers."""
 
     def __init__(
-        self,
-        cardata: CarData,
-        memory: i3charge.Memory,
-        *,
-        attended: bool = True,
-        **more: str,
+        self, cardata: CarData, memory: i3charge.Memory, *, attended: bool = True, **more: str
     ) -> None:
         settings = i3charge.load_settings({**cardata.settings(), **more}, [], "")
         self.cardata = cardata
         self.memory = memory
-        self.door = i3charge.CarData(
-            settings, i3charge.Http(), memory, is_attended=attended
-        )
+        self.door = i3charge.CarData(settings, i3charge.Http(), memory, is_attended=attended)
 
     def poll(self) -> i3charge.Reading:
         return self.door.poll()

@@ -21,9 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from unittest import mock
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # by hand, nobody else does
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # by hand, nobody else does
 
 from conftest import Clock
 from fake_cardata import HEADER, HV_STATUS, MINUTES, PLUG, PREDICTED, RANGE, STATUS
@@ -94,9 +92,7 @@ class Car:
         self.ends_s = self._reaches_s(target)
         if night.unplugged_s is not None and night.unplugged_s < self.ends_s:
             self.ends_s = night.unplugged_s
-            target = self._percent(
-                self._seconds(night.from_percent) + self.ends_s - self.begins_s
-            )
+            target = self._percent(self._seconds(night.from_percent) + self.ends_s - self.begins_s)
         self.end_charge = target
         moments = {self.begins_s, self.ends_s, night.unplugged_s or self.ends_s}
         self.sent = [
@@ -111,35 +107,24 @@ class Car:
         """
         above = max(0.0, percent - self.TAPERS_FROM)
         constant = min(percent, self.TAPERS_FROM)
-        return (
-            constant - math.log(1 - self._taper * above) / self._taper
-        ) / self._percent_a_second
+        return (constant - math.log(1 - self._taper * above) / self._taper) / self._percent_a_second
 
     def _percent(self, seconds: float) -> float:
         """The inverse of `_seconds`."""
         percent = seconds * self._percent_a_second
         above = max(0.0, percent - self.TAPERS_FROM)
-        return (
-            min(percent, self.TAPERS_FROM)
-            + (1 - math.exp(-self._taper * above)) / self._taper
-        )
+        return min(percent, self.TAPERS_FROM) + (1 - math.exp(-self._taper * above)) / self._taper
 
     def _reaches_s(self, percent: float) -> float:
         """When it would, if nothing stopped it."""
-        return (
-            self.begins_s
-            + self._seconds(percent)
-            - self._seconds(self.night.from_percent)
-        )
+        return self.begins_s + self._seconds(percent) - self._seconds(self.night.from_percent)
 
     def charge_at(self, at_s: float) -> float:
         if at_s <= self.begins_s:
             return self.night.from_percent
         if at_s >= self.ends_s:
             return self.end_charge
-        return self._percent(
-            self._seconds(self.night.from_percent) + at_s - self.begins_s
-        )
+        return self._percent(self._seconds(self.night.from_percent) + at_s - self.begins_s)
 
     def state_at(self, at_s: float) -> State:
         unplugged_s = self.night.unplugged_s
@@ -157,9 +142,7 @@ class Car:
 
     def seconds_to_full(self, at_s: float) -> float | None:
         """As the car expects, which knows nothing of a stop by the station."""
-        return (
-            self._reaches_s(100) - at_s if self.state_at(at_s) == "charging" else None
-        )
+        return self._reaches_s(100) - at_s if self.state_at(at_s) == "charging" else None
 
     def soon_s(self, left_s: float) -> float | None:
         """When `left_s` were left to a full battery; None if it was stopped before."""
@@ -226,9 +209,7 @@ class Bmw:
     def telematic_data(self, now_s: float) -> dict[str, Any]:
         """The answer to a fetch: the car's own stamps end in .000Z, BMW's are those of now."""
         seen_s = now_s - self.late_s
-        sent_s, state, charge = [sent for sent in self.car.sent if sent.at_s <= seen_s][
-            -1
-        ]
+        sent_s, state, charge = [sent for sent in self.car.sent if sent.at_s <= seen_s][-1]
         predicted = self.car.charge_at(now_s) if state == "charging" else charge
         car_said = self._stamp(sent_s)
         bmw_says = f"{moment(now_s):%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z"
@@ -245,9 +226,7 @@ class Bmw:
         }
         # What the car has said last of the minutes stays when the charge has ended.
         into_s = min(seen_s, self.car.ends_s - 1) - self.car.begins_s
-        minutes_s = (
-            self.car.begins_s + into_s // self.MINUTES_EVERY_S * self.MINUTES_EVERY_S
-        )
+        minutes_s = self.car.begins_s + into_s // self.MINUTES_EVERY_S * self.MINUTES_EVERY_S
         if self.car.night.bare:
             minutes_s = self.car.begins_s
         left_s = self.car.seconds_to_full(minutes_s)
@@ -270,8 +249,7 @@ def busiest_day(requests_s: Iterable[float]) -> int:
     """The most requests in any 24 hours."""
     ordered = sorted(requests_s)
     return max(
-        (bisect_left(ordered, at_s + DAY_S) - n for n, at_s in enumerate(ordered)),
-        default=0,
+        (bisect_left(ordered, at_s + DAY_S) - n for n, at_s in enumerate(ordered)), default=0
     )
 
 
@@ -304,19 +282,13 @@ def late_s(car: Car, told: Sequence[Told]) -> Iterator[tuple[i3charge.Kind, floa
         if kind not in ("step", *due_s):
             level = charge
             continue
-        true_s = (
-            car.time_of(level + STEP_PERCENT)
-            if kind == "step"
-            else due_s.pop(kind, None)
-        )
+        true_s = car.time_of(level + STEP_PERCENT) if kind == "step" else due_s.pop(kind, None)
         if true_s is not None:
             yield kind, at_s - true_s
         level = charge
 
 
-def lateness(
-    nights: Iterable[tuple[Car, Sequence[Told]]],
-) -> dict[i3charge.Kind, Lateness]:
+def lateness(nights: Iterable[tuple[Car, Sequence[Told]]]) -> dict[i3charge.Kind, Lateness]:
     """Of steps, "soon", "full" and "stopped", over all the nights together.
 
     A step is late by the time since the charge was 5 % above the level that was told before.
@@ -332,9 +304,7 @@ def lateness(
             late[kind].append(seconds)
         for kind in kinds:
             count[kind] += sum(news.kind == kind for news in told)
-        due["step"] += math.floor(
-            (car.end_charge - car.night.from_percent) / STEP_PERCENT + 1e-9
-        )
+        due["step"] += math.floor((car.end_charge - car.night.from_percent) / STEP_PERCENT + 1e-9)
         due["soon"] += car.soon_s(SOON_S) is not None
         due["full" if car.end_charge >= 100 else "stopped"] += 1
     return {

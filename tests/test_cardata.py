@@ -83,9 +83,7 @@ def poll_for(client: Client, clock: Clock, hours: float) -> list[float]:
         problem = client.problem()
         times += [clock.now_s] * sum(c in "LP" for c in asked(client.cardata)[before:])
         failures = failures + 1 if problem and problem.wait_s is None else 0
-        wait_s = (
-            i3charge.retry_s(failures, problem, INTERVAL_S) if problem else INTERVAL_S
-        )
+        wait_s = i3charge.retry_s(failures, problem, INTERVAL_S) if problem else INTERVAL_S
         clock.sleep(wait_s)
     return times
 
@@ -208,9 +206,7 @@ def test_containers_cost_four_requests_an_hour_at_most(
         assert sum(0 <= later - at_s < HOUR_S for later in times) <= 4
 
 
-def test_older_container_is_used_where_there_are_too_many(
-    cardata: CarData, new: Client
-) -> None:
+def test_older_container_is_used_where_there_are_too_many(cardata: CarData, new: Client) -> None:
     older = cardata.add_container(purpose="descriptors 1")
     cardata.most_containers = 1
     new.poll()
@@ -285,9 +281,7 @@ def test_every_request_counts_that_bmw_may_have_read(
     assert client.memory.requests_s
 
 
-def test_request_that_was_not_sent_costs_nothing(
-    cardata: CarData, client: Client
-) -> None:
+def test_request_that_was_not_sent_costs_nothing(cardata: CarData, client: Client) -> None:
     cardata.stop_listening()
     problem = client.refused()
     assert not problem.was_sent
@@ -363,9 +357,7 @@ def test_expired_token_is_renewed_and_the_reading_not_lost(
     assert (cardata.refreshes, asked(cardata)) == (1, "RR")
 
 
-def test_refusal_without_a_code_is_said_in_plain_words(
-    cardata: CarData, client: Client
-) -> None:
+def test_refusal_without_a_code_is_said_in_plain_words(cardata: CarData, client: Client) -> None:
     cardata.readings = [says(503, "<html>"), oauth_error(403, "forbidden")]
     assert str(client.refused()) == (
         "127.0.0.1 is out of order when asked for the car's status (HTTP 503)"
@@ -383,9 +375,7 @@ def test_what_bmw_says_is_harmless(cardata: CarData, client: Client) -> None:
 
 
 @pytest.mark.parametrize("data", [{}, {"telematicData": []}, {"telematicData": {}}, []])
-def test_answer_without_a_charge_is_no_reading(
-    cardata: CarData, client: Client, data: Any
-) -> None:
+def test_answer_without_a_charge_is_no_reading(cardata: CarData, client: Client, data: Any) -> None:
     cardata.readings = [says(200, json.dumps(data))]
     assert "holds no charge" in str(client.refused())
 
@@ -393,9 +383,7 @@ def test_answer_without_a_charge_is_no_reading(
 # --- A whole charge -------------------------------------------------------------------
 
 
-def test_whole_charge_is_logged_and_told(
-    cardata: CarData, start: Start, kept: Path
-) -> None:
+def test_whole_charge_is_logged_and_told(cardata: CarData, start: Start, kept: Path) -> None:
     cardata.readings = [telematic(status="NOCHARGING", predicted=None, header="41")]
     cardata.readings += [telematic(predicted=str(charge)) for charge in (53, 58, 63)]
     cardata.readings += [full()]

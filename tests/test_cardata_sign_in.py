@@ -65,9 +65,7 @@ def test_address_and_code_are_shown_on_lines_of_their_own(
     assert problem.wait_s == cardata.interval_s
 
 
-def test_sign_in_goes_on_when_the_owner_has_confirmed(
-    cardata: CarData, new: Client
-) -> None:
+def test_sign_in_goes_on_when_the_owner_has_confirmed(cardata: CarData, new: Client) -> None:
     cardata.pending = 2
     waits(new)
     assert [str(waits(new)) for _ in range(2)] == ["", ""]
@@ -77,9 +75,7 @@ def test_sign_in_goes_on_when_the_owner_has_confirmed(
 
 
 @pytest.mark.parametrize("body", [{"message": "no"}, "<html>", ""])
-def test_forbidden_without_an_error_is_not_yet(
-    cardata: CarData, new: Client, body: Any
-) -> None:
+def test_forbidden_without_an_error_is_not_yet(cardata: CarData, new: Client, body: Any) -> None:
     waits(new)
     cardata.token_answers = [says(403, body)]
     assert str(waits(new)) == ""
@@ -93,9 +89,7 @@ def test_slow_down_adds_five_seconds(cardata: CarData, new: Client) -> None:
 
 
 @pytest.mark.parametrize("answer", [says(500), says(502, "<html>"), says(404)])
-def test_code_outlasts_an_answer_of_no_use(
-    cardata: CarData, new: Client, answer: Answer
-) -> None:
+def test_code_outlasts_an_answer_of_no_use(cardata: CarData, new: Client, answer: Answer) -> None:
     waits(new)
     cardata.token_answers = [answer]
     problem = new.refused()
@@ -115,9 +109,7 @@ def test_first_three_codes_follow_each_other_and_then_there_is_half_an_hour_betw
         if "CODE-" in str(problem):
             shown_s.append(clock.now_s)
         clock.sleep((problem.wait_s or 0) + 5)
-    minutes = [
-        round((later - earlier) / 60) for earlier, later in zip(shown_s, shown_s[1:])
-    ]
+    minutes = [round((later - earlier) / 60) for earlier, later in zip(shown_s, shown_s[1:])]
     assert minutes == [5, 5, 30, 30, 30]
 
 
@@ -140,9 +132,7 @@ def calls_it_invalid(cardata: CarData) -> None:
     cardata.token_answers = [oauth_error(400, "invalid_grant")]
 
 
-@pytest.mark.parametrize(
-    "fault", [fails_over_the_code, denies_after_a_fault, calls_it_invalid]
-)
+@pytest.mark.parametrize("fault", [fails_over_the_code, denies_after_a_fault, calls_it_invalid])
 def test_code_that_bmw_fails_over_is_replaced_and_told_anew(
     cardata: CarData, new: Client, fault: Any
 ) -> None:
@@ -172,9 +162,7 @@ def test_owner_who_declines_ends_a_first_sign_in(cardata: CarData, new: Client) 
 def test_client_id_that_bmw_does_not_know_ends_a_first_sign_in(
     cardata: CarData, start: Start
 ) -> None:
-    script = start(
-        settings={**cardata.settings(), "CARDATA_CLIENT_ID": "secret-wrong-id"}
-    )
+    script = start(settings={**cardata.settings(), "CARDATA_CLIENT_ID": "secret-wrong-id"})
     assert script.end() == 1
     assert script.stderr_with("BMW refuses the sign-in (invalid_client): start again")
 
@@ -218,9 +206,7 @@ def test_outage_of_the_sign_in_is_told_once_and_the_old_token_tried_every_half_h
     message = "BMW is out of order, or has deleted the client id: then make a new one in the portal"
     assert days.told == [i3charge.News("error", message)]
     assert days.said == ["BMW does not renew the sign-in; it is asked once more"]
-    tries = [
-        r for r in cardata.seen("/oauth/token") if r.form["refresh_token"] == token
-    ]
+    tries = [r for r in cardata.seen("/oauth/token") if r.form["refresh_token"] == token]
     assert 94 <= len(tries) <= 98
 
     cardata.client_id = signed_in.memory.client_id
@@ -247,9 +233,7 @@ def test_code_that_nobody_confirms_is_told_again_once_a_day_and_fresh(
     assert signed_in.memory.sign_in.owner_told_s == 0
 
 
-def test_old_token_that_is_good_again_ends_the_wait(
-    cardata: CarData, signed_in: Client
-) -> None:
+def test_old_token_that_is_good_again_ends_the_wait(cardata: CarData, signed_in: Client) -> None:
     good, cardata.refresh_token = cardata.refresh_token, "another"
     signed_in.refused()
     waits(signed_in)
@@ -262,9 +246,7 @@ def test_old_token_that_is_good_again_ends_the_wait(
 # --- Renewing -------------------------------------------------------------------------
 
 
-def test_token_is_renewed_shortly_before_it_ends(
-    cardata: CarData, clock: Clock
-) -> None:
+def test_token_is_renewed_shortly_before_it_ends(cardata: CarData, clock: Clock) -> None:
     client = Client(cardata, cardata.signed_in(expires_s=clock.now_s + 61))
     client.poll()
     assert cardata.refreshes == 0
@@ -273,9 +255,7 @@ def test_token_is_renewed_shortly_before_it_ends(
     assert cardata.refreshes == 1
 
 
-def test_new_tokens_are_on_disk_before_they_are_used(
-    cardata: CarData, kept: Path
-) -> None:
+def test_new_tokens_are_on_disk_before_they_are_used(cardata: CarData, kept: Path) -> None:
     client = Client(cardata, cardata.keep(kept, expires_s=0.0))
     seen = []
 
@@ -303,14 +283,7 @@ def test_answer_without_a_refresh_token_keeps_the_good_one(
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [
-        says(500),
-        says(401),
-        says(403, "<html>"),
-        says(400, {"message": "no"}),
-        says(200),
-    ],
+    "answer", [says(500), says(401), says(403, "<html>"), says(400, {"message": "no"}), says(200)]
 )
 def test_gateway_cannot_take_the_refresh_token(
     cardata: CarData, signed_in: Client, answer: Answer
@@ -331,9 +304,7 @@ def test_second_refusal_asks_the_owner_and_keeps_the_old_token(
     assert signed_in.memory.sign_in.refresh_token == token
 
 
-def test_sign_in_that_is_not_for_cardata_is_made_anew(
-    cardata: CarData, signed_in: Client
-) -> None:
+def test_sign_in_that_is_not_for_cardata_is_made_anew(cardata: CarData, signed_in: Client) -> None:
     cardata.token_scope = "authenticate_user openid"
     problem = signed_in.refused()
     assert str(problem).startswith("this sign-in is not for CarData: ")
@@ -352,10 +323,7 @@ def test_restart_needs_no_sign_in(cardata: CarData, start: Start, kept: Path) ->
 @pytest.mark.parametrize(
     ("typed", "sent"),
     [
-        (
-            "ABCDEF01-2345-6789-ABCD-EF0123456789",
-            "abcdef01-2345-6789-abcd-ef0123456789",
-        ),
+        ("ABCDEF01-2345-6789-ABCD-EF0123456789", "abcdef01-2345-6789-abcd-ef0123456789"),
         ("Not-a-UUID", "Not-a-UUID"),
     ],
 )
@@ -377,9 +345,7 @@ def test_once_asks_for_no_code_and_tells_the_phone_once(
     for _ in range(2):
         script = start("--once", settings=settings)
         assert script.end() == 1
-        assert script.stderr_with(
-            "CarData needs a sign-in: run i3charge.py once by hand"
-        )
+        assert script.stderr_with("CarData needs a sign-in: run i3charge.py once by hand")
     assert cardata.requests == []
     assert len(ntfy.accepted) == 1
 

@@ -50,11 +50,7 @@ def test_demo_charges_to_full(
     assert script.end(60) == 0
 
     lines = [line.split("  ") for line in script.stdout]
-    assert lines[0][1:3] == ["61%", "plugged in"] and lines[-1][1:] == [
-        "100%",
-        "full",
-        "160 km",
-    ]
+    assert lines[0][1:3] == ["61%", "plugged in"] and lines[-1][1:] == ["100%", "full", "160 km"]
     assert {line[2] for line in lines[1:-1]} == {"charging"}
     charges = [int(line[1].rstrip("%")) for line in lines]
     assert charges == sorted(charges) and len(lines) == 28
@@ -62,9 +58,7 @@ def test_demo_charges_to_full(
     clocks = [line[4] for line in lines if len(line) > 4]
     assert len(set(clocks[:-1])) == 1  # until ten minutes are left in the story
 
-    assert script.stderr[-1].endswith(
-        'That was a simulation. Next: README.md, "Your own car".'
-    )
+    assert script.stderr[-1].endswith('That was a simulation. Next: README.md, "Your own car".')
     said = [line.split("  ", 1)[1].split(" ")[0] for line in script.stderr]
     expected = ["simulated", "Charging", "80%", "Full", "Fully", "That"]
     assert [word for word in said if not word.startswith("127")] == expected
@@ -83,9 +77,7 @@ def test_demo_checks_the_settings_that_it_uses(start: Start) -> None:
     assert script.stderr_with("NOTIFY_AT should be a whole number") == 1
 
 
-def test_demo_runs_where_the_script_is_copied_alone(
-    tmp_path: Path, env: dict[str, str]
-) -> None:
+def test_demo_runs_where_the_script_is_copied_alone(tmp_path: Path, env: dict[str, str]) -> None:
     copy = shutil.copy(SCRIPT, tmp_path)
     script = Script([sys.executable, str(copy), "--demo"], env, cwd=tmp_path)
     script.wait_for_readings(2)
@@ -101,17 +93,13 @@ def test_plain_line_in_a_pipe(portal: Portal, start: Start) -> None:
     script = start("--once", settings=portal.settings())
     assert script.end() == 0
     assert len(script.stdout) == len(portal.polls_seen()) == 1
-    line = (
-        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  62%  charging  101 km  full about \d\d:\d\d"
-    )
+    line = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  62%  charging  101 km  full about \d\d:\d\d"
     assert re.fullmatch(line + r"  \(car last reported 25 min ago\)", script.stdout[0])
     assert script.stderr == []
 
 
 def test_json_has_every_field(portal: Portal, start: Start) -> None:
-    portal.readings = [
-        car(updateTime="22.11.2026 18:19:03 UTC", chargingTimeRemaining=None)
-    ]
+    portal.readings = [car(updateTime="22.11.2026 18:19:03 UTC", chargingTimeRemaining=None)]
     script = start("--once", "--json", settings=portal.settings())
     assert script.end() == 0
     found = json.loads(script.stdout[0])
@@ -219,13 +207,7 @@ def test_line_suits_the_terminal(monkeypatch: pytest.MonkeyPatch, name: str) -> 
 
 @pytest.mark.parametrize(
     ("charge", "bar"),
-    [
-        (0, "░" * 10),
-        (1, "▏" + "░" * 9),
-        (55, "█████▌░░░░"),
-        (99.9, "█████████▉"),
-        (100, "█" * 10),
-    ],
+    [(0, "░" * 10), (1, "▏" + "░" * 9), (55, "█████▌░░░░"), (99.9, "█████████▉"), (100, "█" * 10)],
 )
 def test_bar_is_full_only_at_100_percent(charge: float, bar: str) -> None:
     assert i3charge.bar_of(charge, "░▏▎▍▌▋▊▉█") == bar
@@ -248,17 +230,8 @@ def test_night_on_a_terminal(
     environment: dict[str, str],
 ) -> None:
     """A charge that stops and goes on to full, then a sign-in that is refused."""
-    portal.readings = [
-        car(),
-        unavailable,
-        idle_car("63.0"),
-        full_car(),
-        portal.expire_token,
-    ]
-    portal.logins = [
-        None,
-        lambda handler: handler.reply(401, {"error": "invalid_client"}),
-    ]
+    portal.readings = [car(), unavailable, idle_car("63.0"), full_car(), portal.expire_token]
+    portal.logins = [None, lambda handler: handler.reply(401, {"error": "invalid_client"})]
     script = terminal.start(
         start,
         settings=portal.settings(),
@@ -268,12 +241,7 @@ def test_night_on_a_terminal(
     )
     terminal.read_until()
     assert script.end() == 1
-    texts = [
-        "when news is due",
-        "is out of order",
-        "refuses the login",
-        "Charging stopped",
-    ]
+    texts = ["when news is due", "is out of order", "refuses the login", "Charging stopped"]
     found = [colour_of(terminal, text) for text in [*texts, "Fully charged"]]
     if environment:
         assert found == [""] * 5
@@ -320,15 +288,10 @@ def test_sign_in_on_a_terminal_does_not_look_like_an_error(
 
 
 @pytest.mark.parametrize(
-    ("number", "status"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
 def test_title_is_put_back_however_it_ends(
-    portal: Portal,
-    start: Start,
-    terminal: Terminal,
-    number: signal.Signals,
-    status: int,
+    portal: Portal, start: Start, terminal: Terminal, number: signal.Signals, status: int
 ) -> None:
     settings = {**portal.settings(), "LOG_INTERVAL": "60000"}
     script = terminal.start(start, settings=settings)
@@ -340,9 +303,7 @@ def test_title_is_put_back_however_it_ends(
     assert "Traceback" not in terminal.written
 
 
-def test_json_on_a_terminal_is_json_alone(
-    portal: Portal, start: Start, terminal: Terminal
-) -> None:
+def test_json_on_a_terminal_is_json_alone(portal: Portal, start: Start, terminal: Terminal) -> None:
     script = terminal.start(start, "--once", "--json", settings=portal.settings())
     terminal.read_until()
     assert script.end() == 0
@@ -366,20 +327,14 @@ def test_verbose_shows_what_the_portal_answered(portal: Portal, start: Start) ->
     assert script.end() == 0
     assert script.stderr_with("asked 127.0.0.1 for the login: HTTP 302") == 1
     assert script.stderr_with("asked 127.0.0.1 for the car's status: HTTP 200") == 1
-    shown = {
-        "chargingLevelHv": "62.0",
-        "chargingHVStatus": "CHARGING",
-        "updateTime": "",
-    }
+    shown = {"chargingLevelHv": "62.0", "chargingHVStatus": "CHARGING", "updateTime": ""}
     for name, value in shown.items():
         assert re.search(f"{name}.*{value}", script.output)
     assert VIN.lower() not in script.output
     assert "52.37" not in script.output
 
 
-def test_verbose_shows_what_cardata_answered(
-    cardata: CarData, start: Start, kept: Path
-) -> None:
+def test_verbose_shows_what_cardata_answered(cardata: CarData, start: Start, kept: Path) -> None:
     cardata.keep(kept)
     position = "vehicle.cabin.infotainment.navigation.currentLocation.latitude"
     data = telematic(header=(f"of {VIN.lower()}", 60))
@@ -425,16 +380,9 @@ def test_script_runs_with_uv(tmp_path: Path) -> None:
     env = {**os.environ, "UV_CACHE_DIR": str(tmp_path), "UV_HTTP_TIMEOUT": "10"}
     run = [uv, "run", "--quiet", "--python", sys.executable, "--script", "i3charge.py"]
     done = subprocess.run(
-        [*run, "--version"],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [*run, "--version"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
     )
-    if done.returncode and re.search(
-        "(?i)network|connect|dns|offline|fetch", done.stderr
-    ):
+    if done.returncode and re.search("(?i)network|connect|dns|offline|fetch", done.stderr):
         pytest.skip("no package registry answers")
     assert done.stdout == VERSION, done.stderr
 
@@ -490,9 +438,7 @@ def test_ctrl_c_while_a_notification_hangs(
     assert script.news == []
 
 
-def test_closed_terminal_does_not_end_what_nohup_has_started(
-    portal: Portal, start: Start
-) -> None:
+def test_closed_terminal_does_not_end_what_nohup_has_started(portal: Portal, start: Start) -> None:
     def ignore() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 

@@ -98,9 +98,7 @@ def test_connection_that_is_not_made_in_time_has_sent_nothing() -> None:
     ],
     ids=["reset", "hung-up", "time-out", "garbage"],
 )
-def test_request_that_was_read_counts_as_sent(
-    webhook: Recorder, answer: Answer
-) -> None:
+def test_request_that_was_read_counts_as_sent(webhook: Recorder, answer: Answer) -> None:
     webhook.answers = [answer]
     assert failure(webhook.url + "secret-path", **SHORT).was_sent
 
@@ -140,9 +138,7 @@ def test_answers_are_wanted_uncompressed(webhook: Recorder) -> None:
     assert headers["User-Agent"] == f"i3charge/{i3charge.__version__}"
 
 
-def test_connection_is_kept_but_not_over_a_long_wait(
-    webhook: Recorder, clock: Clock
-) -> None:
+def test_connection_is_kept_but_not_over_a_long_wait(webhook: Recorder, clock: Clock) -> None:
     http = Http()
     for pause_s in (0, 80, 80, 100):
         clock.sleep(pause_s)
@@ -156,17 +152,13 @@ def test_connection_is_kept_but_not_over_a_long_wait(
 
 @pytest.mark.parametrize("status", [301, 302, 307])
 def test_redirect_is_an_answer_and_not_followed(webhook: Recorder, status: int) -> None:
-    webhook.answers = [
-        lambda handler: handler.reply(status, Location=webhook.url + "next")
-    ]
+    webhook.answers = [lambda handler: handler.reply(status, Location=webhook.url + "next")]
     assert ask(webhook.url).status == status
     assert len(webhook.requests) == 1
 
 
 def test_malformed_redirect_is_no_answer(webhook: Recorder) -> None:
-    webhook.answers = [
-        lambda handler: handler.reply(302, Location="http://[::1/secret")
-    ]
+    webhook.answers = [lambda handler: handler.reply(302, Location="http://[::1/secret")]
     assert "secret" not in str(failure(webhook.url))
 
 
@@ -196,9 +188,7 @@ def test_huge_body_costs_no_memory(webhook: Recorder) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
 
 
-def test_verbose_names_no_address(
-    webhook: Recorder, log: pytest.LogCaptureFixture
-) -> None:
+def test_verbose_names_no_address(webhook: Recorder, log: pytest.LogCaptureFixture) -> None:
     log.set_level(logging.DEBUG, logger="i3charge")
     ask(webhook.url + "secret")
     assert log.messages == ["asked 127.0.0.1 for the car's status: HTTP 200"]
@@ -208,18 +198,12 @@ def test_verbose_names_no_address(
 
 NIGHT: dict[str, tuple[Answer, str]] = {
     "reset": (reset, "no answer from 127.0.0.1 when asked for the car's status"),
-    "garbage": (
-        raw("secret\r\n\r\n"),
-        "no answer from 127.0.0.1 when asked for the car's status",
-    ),
+    "garbage": (raw("secret\r\n\r\n"), "no answer from 127.0.0.1 when asked for the car's status"),
     "gateway": (lambda h: h.reply(502, "<html>secret"), "is out of order"),
     "teapot": (lambda h: h.reply(418), "gave no useful answer"),
     "empty": (lambda h: h.reply(200), "holds no charge"),
     "deep": (lambda h: h.reply(200, "[" * 100_000), "holds no charge"),
-    "redirect": (
-        lambda h: h.reply(302, Location="http://[secret/"),
-        "no answer from 127.0.0.1",
-    ),
+    "redirect": (lambda h: h.reply(302, Location="http://[secret/"), "no answer from 127.0.0.1"),
 }
 
 

@@ -66,9 +66,7 @@ class Told:
         self.told.append(news.message)
 
 
-def run(
-    door: Door, minutes: float = 600, interval_s: float = 2400, **more: Any
-) -> Told:
+def run(door: Door, minutes: float = 600, interval_s: float = 2400, **more: Any) -> Told:
     """Let the loop run for so long."""
     told: Any = Told()
     memory = more.pop("memory", Memory())
@@ -127,9 +125,7 @@ def test_wait_that_a_problem_names_is_kept(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("first", [IDLE, NoReading("BMW has failed")])
-def test_poll_that_fell_due_in_sleep_is_made_after_waking(
-    clock: Clock, first: Any
-) -> None:
+def test_poll_that_fell_due_in_sleep_is_made_after_waking(clock: Clock, first: Any) -> None:
     door = Door(clock, first, IDLE)
     sleep = clock.sleep
 
@@ -171,17 +167,13 @@ def test_nap_is_a_minute_at_most(clock: Clock) -> None:
 # --- What it says ---------------------------------------------------------------------
 
 
-def test_failure_is_said_with_the_next_try(
-    clock: Clock, log: pytest.LogCaptureFixture
-) -> None:
+def test_failure_is_said_with_the_next_try(clock: Clock, log: pytest.LogCaptureFixture) -> None:
     told = run(Door(clock, NoReading("BMW has failed")), minutes=1)
     assert log.messages == ["BMW has failed; next try in 40 min"]
     assert told.titles == ["i3: no reading"]
 
 
-def test_waiting_for_the_owner_is_no_failure(
-    clock: Clock, log: pytest.LogCaptureFixture
-) -> None:
+def test_waiting_for_the_owner_is_no_failure(clock: Clock, log: pytest.LogCaptureFixture) -> None:
     told = run(Door(clock, i3charge.WaitingForOwner("Sign in", wait_s=90.0)), minutes=1)
     assert told.titles == ["i3: waiting for you"]
     assert [(record.levelname, record.message) for record in log.records] == [
@@ -189,9 +181,7 @@ def test_waiting_for_the_owner_is_no_failure(
     ]
 
 
-def test_fault_of_our_own_does_not_end_it(
-    clock: Clock, log: pytest.LogCaptureFixture
-) -> None:
+def test_fault_of_our_own_does_not_end_it(clock: Clock, log: pytest.LogCaptureFixture) -> None:
     log.set_level(logging.DEBUG, logger="i3charge")
 
     def fail() -> None:
@@ -223,9 +213,7 @@ def test_silence_is_told_while_waiting_but_not_at_waking(clock: Clock) -> None:
     assert [message[:22] for message in told.told] == ["No word from BMW since"]
 
 
-@pytest.mark.parametrize(
-    "wakes_to", [CHARGING, NoReading("no network", was_sent=False)]
-)
+@pytest.mark.parametrize("wakes_to", [CHARGING, NoReading("no network", was_sent=False)])
 def test_silence_of_a_sleeping_computer_is_no_news(clock: Clock, wakes_to: Any) -> None:
     door = Door(clock, CHARGING, wakes_to, CHARGING)
     sleep = clock.sleep
@@ -275,8 +263,7 @@ def test_news_is_on_disk_before_anybody_hears_of_it(
 
 
 @pytest.mark.parametrize(
-    ("does", "status"),
-    [(IDLE, 0), (NoReading("BMW has failed"), 1), (SignInRefused("no"), 1)],
+    ("does", "status"), [(IDLE, 0), (NoReading("BMW has failed"), 1), (SignInRefused("no"), 1)]
 )
 def test_once_ends_with_its_poll(clock: Clock, does: Any, status: int) -> None:
     door = Door(clock, does)
@@ -287,11 +274,7 @@ def test_once_ends_with_its_poll(clock: Clock, does: Any, status: int) -> None:
 def test_closed_pipe_ends_it_quietly_and_loses_no_news(
     portal: Portal, start: Start, ntfy: Recorder
 ) -> None:
-    portal.readings = [
-        car("61.0"),
-        car("70.0"),
-        car("97.0", chargingTimeRemaining="5.0"),
-    ]
+    portal.readings = [car("61.0"), car("70.0"), car("97.0", chargingTimeRemaining="5.0")]
     reader, writer = os.pipe()
     settings = {**portal.settings(), "NTFY_URL": ntfy.url + "secret-topic"}
     script = start(settings=settings, stdout=writer)

@@ -68,9 +68,7 @@ def test_only_its_owner_can_read_it_from_its_first_moment(
     assert modes == [0o600] and path.stat().st_mode & 0o777 == 0o600
 
 
-def test_it_is_written_aside_and_renamed(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_written_aside_and_renamed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory(path).save()
     before = path.read_bytes()
 
@@ -83,12 +81,9 @@ def test_it_is_written_aside_and_renamed(
 
 
 @pytest.mark.parametrize(
-    ("settings", "name"),
-    [(".env", ".i3charge.json"), ("b.env", ".i3charge-b.env.json")],
+    ("settings", "name"), [(".env", ".i3charge.json"), ("b.env", ".i3charge-b.env.json")]
 )
-def test_it_is_named_after_the_settings_file_and_git_ignores_it(
-    settings: str, name: str
-) -> None:
+def test_it_is_named_after_the_settings_file_and_git_ignores_it(settings: str, name: str) -> None:
     path = i3charge.memory_path(ROOT / settings)
     assert path == ROOT / name
     if not (ROOT / ".git").exists():
@@ -102,9 +97,7 @@ def test_nothing_is_needed_to_start(path: Path) -> None:
     assert load(path) == Memory("client", VIN, path=path)
 
 
-def test_another_client_id_starts_the_sign_in_anew_but_not_the_request_times(
-    path: Path,
-) -> None:
+def test_another_client_id_starts_the_sign_in_anew_but_not_the_request_times(path: Path) -> None:
     memory(path).save()
     loaded = load(path, client_id="another")
     assert (loaded.sign_in, loaded.container) == (SignIn(), Container())
@@ -126,9 +119,7 @@ def changed(**parts: Any) -> bytes:
     kept = dataclasses.asdict(memory(Path()))
     del kept["path"], kept["is_kept"]
     kept = {"version": 1, **kept, **parts}
-    return json.dumps(
-        {name: part for name, part in kept.items() if part is not None}
-    ).encode()
+    return json.dumps({name: part for name, part in kept.items() if part is not None}).encode()
 
 
 DAMAGED = {
@@ -163,9 +154,7 @@ def test_damaged_file_is_put_aside_said_and_begun_anew(
     assert load(path) == Memory("client", VIN, path=path)
     assert not path.exists()
     assert Path(f"{path}.damaged").read_bytes() == DAMAGED[name]
-    assert log.messages == [
-        f"{path} is damaged; it is now {path.name}.damaged, and begun anew"
-    ]
+    assert log.messages == [f"{path} is damaged; it is now {path.name}.damaged, and begun anew"]
 
 
 def test_damaged_file_is_said_once_and_the_program_runs(
@@ -189,9 +178,7 @@ def test_file_that_cannot_be_read_ends_the_program_and_stays(
     assert kept.is_dir() and cardata.requests == []
 
 
-def test_file_of_root_ends_the_program(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_of_root_ends_the_program(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory(path).save()
 
     def refuse(_: Path) -> bytes:
@@ -207,9 +194,7 @@ def test_file_of_root_ends_the_program(
 # --- A file that cannot be written ----------------------------------------------------
 
 
-def test_it_is_said_once_until_it_works_again(
-    path: Path, log: pytest.LogCaptureFixture
-) -> None:
+def test_it_is_said_once_until_it_works_again(path: Path, log: pytest.LogCaptureFixture) -> None:
     kept = memory(path.parent / "nowhere" / path.name)
     assert [kept.save(), kept.save()] == [False, False]
     assert len(log.messages) == 1
@@ -241,10 +226,7 @@ def test_folder_that_is_moved_while_it_runs_loses_and_repeats_no_news(
     assert [m for m in ntfy.messages() if "Fully" in m] == [
         "Fully charged. The charging station can be freed."
     ]
-    assert (
-        json.loads((moved / ".i3charge-b.env.json").read_text())["charge"]["charge"]
-        < 100
-    )
+    assert json.loads((moved / ".i3charge-b.env.json").read_text())["charge"]["charge"] < 100
 
 
 # --- One process ----------------------------------------------------------------------
@@ -258,9 +240,7 @@ def test_second_process_ends_at_once_and_names_the_first(
     first.wait_for_readings(1)
     second = start("--once", settings=cardata.settings())
     assert second.end() == 1
-    assert second.stderr_with(
-        f"i3charge is already running (process {first.process.pid})"
-    )
+    assert second.stderr_with(f"i3charge is already running (process {first.process.pid})")
     first.interrupt()
     third = start("--once", settings=cardata.settings())
     assert third.end() == 0

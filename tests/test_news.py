@@ -53,16 +53,12 @@ class Night:
             more.setdefault("plugged", False)
         reading = Reading(charge, status, reported=self.now, **more)
         self.reading = self.watch.completed(reading)
-        return [
-            f"{n.kind}: {n.message}" for n in self.watch.take(self.reading, self.now)
-        ]
+        return [f"{n.kind}: {n.message}" for n in self.watch.take(self.reading, self.now)]
 
     def next_poll_in(self) -> float:
         """In minutes, after a poll that took ten seconds."""
         began_s = self.now.timestamp() - 10
-        return (
-            self.watch.plan_next_poll(self.reading, began_s, self.now) - began_s
-        ) / 60
+        return (self.watch.plan_next_poll(self.reading, began_s, self.now) - began_s) / 60
 
 
 @pytest.fixture
@@ -77,18 +73,14 @@ def night() -> Night:
 
 
 def test_started_is_told_with_the_charge_at_which_it_began(night: Night) -> None:
-    assert night.take(10, 44, left=90) == [
-        "started: Charging from 41%, full about 21:40"
-    ]
+    assert night.take(10, 44, left=90) == ["started: Charging from 41%, full about 21:40"]
     assert night.take(20, 45) == []
 
 
 def test_started_names_the_cars_own_word_where_it_was_driven_before() -> None:
     night = Night()
     night.take(0, 60, "unplugged", car_said=60)
-    assert night.take(40, 45, source="BMW", car_said=41) == [
-        "started: Charging from 41%"
-    ]
+    assert night.take(40, 45, source="BMW", car_said=41) == ["started: Charging from 41%"]
 
 
 def test_first_reading_of_all_is_no_start() -> None:
@@ -102,9 +94,7 @@ def test_pause_is_no_end_and_what_follows_no_start(night: Night) -> None:
     assert night.take(20, 43, "waiting") == ["paused: Charging paused at 43%"]
     assert night.take(30, 43, "waiting") == []
     assert night.take(40, 44) == []
-    assert night.take(50, 44, "waiting") == [
-        "paused: Charging paused at 44%"
-    ]  # each time
+    assert night.take(50, 44, "waiting") == ["paused: Charging paused at 44%"]  # each time
 
 
 # --- step -----------------------------------------------------------------------------
@@ -171,9 +161,7 @@ def test_soon_is_not_told_of_a_time_that_has_passed(night: Night) -> None:
 # --- overdue --------------------------------------------------------------------------
 
 
-def test_overdue_is_told_half_an_hour_after_it_should_have_been_full(
-    night: Night,
-) -> None:
+def test_overdue_is_told_half_an_hour_after_it_should_have_been_full(night: Night) -> None:
     night.take(10, 90, left=20)
     assert night.take(59, 99) == ["step: 99% charged"]
     expected = "BMW expected it full at 20:30, and has not confirmed it. Have a look."
@@ -261,12 +249,8 @@ def test_charge_that_goes_on_at_100_percent_is_the_same(night: Night) -> None:
     assert night.take(40, 100, "full", plugged=True) == []
 
 
-@pytest.mark.parametrize(
-    ("hours", "told"), [(24.98, 1), (25.1, 1), (35.9, 1), (36.1, 0)]
-)
-def test_charge_is_forgotten_after_a_day_and_a_half(
-    night: Night, hours: float, told: int
-) -> None:
+@pytest.mark.parametrize(("hours", "told"), [(24.98, 1), (25.1, 1), (35.9, 1), (36.1, 0)])
+def test_charge_is_forgotten_after_a_day_and_a_half(night: Night, hours: float, told: int) -> None:
     night.take(10, 90)
     assert len(night.take(10 + hours * 60, 100, "full")) == told
 
@@ -327,9 +311,7 @@ def test_still_is_told_an_hour_after_full_once(night: Night, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("plugged", [None, False])
-def test_still_is_told_only_where_the_plug_is_known_to_be_in(
-    night: Night, plugged: Any
-) -> None:
+def test_still_is_told_only_where_the_plug_is_known_to_be_in(night: Night, plugged: Any) -> None:
     night.take(10, 90)
     night.take(20, 100, "full", plugged=True)
     assert night.take(90, 100, "full", plugged=plugged) == []
@@ -451,9 +433,7 @@ def test_poll_that_brought_something_was_not_in_vain() -> None:
 
 
 def test_interpolated_charge_is_nothing_new_but_a_step_is() -> None:
-    creeping = [
-        (minute, 60 + minute / 100, "interpolated") for minute in (0, 25, 50, 75)
-    ]
+    creeping = [(minute, 60 + minute / 100, "interpolated") for minute in (0, 25, 50, 75)]
     assert paces(Night(), *creeping)[2:] == [40, 40]
     rising = [(minute, 60 + minute / 5, "interpolated") for minute in (0, 26, 52, 78)]
     assert all(minutes < 40 for minutes in paces(Night(), *rising))
@@ -481,9 +461,7 @@ def test_creeping_estimate_does_not_drain_the_quota() -> None:
         (NoReading("a pause", wait_s=7), [7, 7]),
     ],
 )
-def test_failures_wait_longer_and_longer(
-    problem: NoReading, waits: list[float]
-) -> None:
+def test_failures_wait_longer_and_longer(problem: NoReading, waits: list[float]) -> None:
     found = [i3charge.retry_s(n + 1, problem, 2400) for n in range(len(waits))]
     assert found == waits
 

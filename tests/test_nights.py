@@ -19,12 +19,8 @@ def test_news_comes_in_time_and_the_quota_lasts(name: str) -> None:
         assert all(abs(s) <= 14 * 60 for s in (late[kind].worst_s,) if s is not None)
 
 
-@pytest.mark.parametrize(
-    ("name", "steps", "minutes"), [("11 kW", 8, 8), ("bare, 11 kW", 9, 12)]
-)
-def test_steps_are_told_during_an_ordinary_charge(
-    name: str, steps: int, minutes: float
-) -> None:
+@pytest.mark.parametrize(("name", "steps", "minutes"), [("11 kW", 8, 8), ("bare, 11 kW", 9, 12)])
+def test_steps_are_told_during_an_ordinary_charge(name: str, steps: int, minutes: float) -> None:
     played = [nights.simulate(nights.NIGHTS[name], s) for s in nights.OFFSETS_S[::2]]
     late = nights.lateness((bmw.car, told) for bmw, told in played)
 

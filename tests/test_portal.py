@@ -8,17 +8,7 @@ from urllib.parse import parse_qs, quote
 
 import pytest
 from conftest import Start
-from fake_bmw import (
-    CLIENT_ID,
-    PASSWORD,
-    REDIRECT_URI,
-    USERNAME,
-    VIN,
-    Answer,
-    Handler,
-    Portal,
-    car,
-)
+from fake_bmw import CLIENT_ID, PASSWORD, REDIRECT_URI, USERNAME, VIN, Answer, Handler, Portal, car
 
 import i3charge
 from i3charge import NoReading, Reading, SignInRefused
@@ -43,9 +33,7 @@ def redirect(portal: Portal, location: str) -> Answer:
     def answer(handler: Handler) -> None:
         portal.tokens.append(TOKEN)
         state = parse_qs(handler.body.decode())["state"][0]
-        text = location.replace("{state}", state).replace(
-            "{token}", quote(TOKEN, safe="")
-        )
+        text = location.replace("{state}", state).replace("{token}", quote(TOKEN, safe=""))
         handler.reply(302, Location=text)
 
     return answer
@@ -58,9 +46,7 @@ def refuse(handler: Handler) -> None:
 # --- The login ------------------------------------------------------------------------
 
 
-def test_login_sends_the_form_of_the_web_app(
-    portal: Portal, door: i3charge.Portal
-) -> None:
+def test_login_sends_the_form_of_the_web_app(portal: Portal, door: i3charge.Portal) -> None:
     door.poll()
     (login,) = portal.logins_seen()
     form = login.form
@@ -85,9 +71,7 @@ def test_login_sends_the_form_of_the_web_app(
     ],
     ids=["as-the-web-app", "another-order", "not-encoded", "state-in-query"],
 )
-def test_token_is_found_in_the_redirect(
-    portal: Portal, door: i3charge.Portal, fields: str
-) -> None:
+def test_token_is_found_in_the_redirect(portal: Portal, door: i3charge.Portal, fields: str) -> None:
     portal.logins = [redirect(portal, REDIRECT_URI + fields)]
     door.poll()
     assert portal.polls_seen()[0].headers["Authorization"] == f"Bearer {TOKEN}"
@@ -126,10 +110,7 @@ def test_useless_redirect_is_tried_again(
 
 REFUSALS: dict[str, tuple[str, Any]] = {
     "error-in-query": ("access_denied", f"{REDIRECT_URI}?error=access_denied"),
-    "error-in-fragment": (
-        "access_denied",
-        REDIRECT_URI + "#error=access_denied&state={state}",
-    ),
+    "error-in-fragment": ("access_denied", REDIRECT_URI + "#error=access_denied&state={state}"),
     "401": ("invalid_client", refuse),
     "403-page": ("HTTP 403", lambda h: h.reply(403, "<html>No</html>")),
     "error-is-no-text": ("HTTP 401", lambda h: h.reply(401, {"error": {"a": 1}})),
@@ -142,9 +123,7 @@ def test_first_login_that_is_refused_is_the_last(
 ) -> None:
     said, login = REFUSALS[name]
     portal.logins = [redirect(portal, login) if isinstance(login, str) else login]
-    with pytest.raises(
-        SignInRefused, match=rf"refuses the login \({said}\): check USERNAME"
-    ):
+    with pytest.raises(SignInRefused, match=rf"refuses the login \({said}\): check USERNAME"):
         door.poll()
 
 
@@ -155,9 +134,7 @@ def test_refused_login_ends_the_program_and_its_words_are_harmless(
     portal.logins = [redirect(portal, f"{REDIRECT_URI}?error={error}")]
     script = start(settings=portal.settings())
     assert script.end() == 1
-    assert script.stderr_with(
-        "BMW refuses the login (no *** for ***?[2J): check USERNAME"
-    )
+    assert script.stderr_with("BMW refuses the login (no *** for ***?[2J): check USERNAME")
     assert len(portal.logins_seen()) == 1
 
 
@@ -193,18 +170,9 @@ def test_new_token_that_is_refused_too_means_a_long_pause(
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (
-            lambda h: h.reply(403),
-            r"does not show this car \(HTTP 403\); check VEHICLE_ID",
-        ),
-        (
-            lambda h: h.reply(404),
-            r"does not show this car \(HTTP 404\); check VEHICLE_ID",
-        ),
-        (
-            lambda h: h.reply(503, "<html>"),
-            "127.0.0.1 is out of order .* the car's status",
-        ),
+        (lambda h: h.reply(403), r"does not show this car \(HTTP 403\); check VEHICLE_ID"),
+        (lambda h: h.reply(404), r"does not show this car \(HTTP 404\); check VEHICLE_ID"),
+        (lambda h: h.reply(503, "<html>"), "127.0.0.1 is out of order .* the car's status"),
         (lambda h: h.reply(200, {"attributesMap": []}), "holds no charge"),
         (lambda h: h.reply(200, car(None, soc_hv_percent="57.1")), "holds no charge"),
     ],
@@ -247,9 +215,7 @@ def test_recorded_car_that_charges_at_100_percent() -> None:
     assert found.full_at == reported + timedelta(minutes=10)
 
 
-@pytest.mark.parametrize(
-    ("charge", "status"), [("100.0", "full"), ("80.0", "unplugged")]
-)
+@pytest.mark.parametrize(("charge", "status"), [("100.0", "full"), ("80.0", "unplugged")])
 def test_recorded_car_that_is_unplugged(charge: str, status: str) -> None:
     found = reading(
         charge,
@@ -273,22 +239,13 @@ def test_recorded_car_that_is_unplugged(charge: str, status: str) -> None:
         ({"chargingHVStatus": "WAITING_FOR_CHARGING"}, "waiting"),
         ({"chargingHVStatus": "ERROR"}, "error"),
         ({"charging_status": "CHARGINGACTIVE"}, "charging"),
-        (
-            {"charging_status": "NOCHARGING", "chargingHVStatus": "INVALID"},
-            "plugged in",
-        ),
-        (
-            {"charging_status": "CHARGINGACTIVE", "connectorStatus": "DISCONNECTED"},
-            "unplugged",
-        ),
+        ({"charging_status": "NOCHARGING", "chargingHVStatus": "INVALID"}, "plugged in"),
+        ({"charging_status": "CHARGINGACTIVE", "connectorStatus": "DISCONNECTED"}, "unplugged"),
         ({}, "unknown"),
     ],
 )
 def test_words_of_the_portal(attributes: dict[str, str], status: str) -> None:
-    assert (
-        reading("62.0", **{"connectorStatus": "CONNECTED", **attributes}).status
-        == status
-    )
+    assert reading("62.0", **{"connectorStatus": "CONNECTED", **attributes}).status == status
 
 
 def test_charge_is_shown_as_it_is_however_old() -> None:
