@@ -1,6 +1,7 @@
-"""What the logger costs, as ratios measured in one run, and how late it tells its news.
+"""What the logger costs, and how late it tells its news. By hand: python tests/benchmark.py
 
-By hand: python tests/benchmark.py, or only the news, at once: python tests/nights.py
+The ratios are to a Python that merely imports `requests` and `dotenv`, measured in turns on
+the same machine: their medians, and the least and most.
 """
 
 from __future__ import annotations
@@ -12,86 +13,54 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import nights
 from conftest import SCRIPT, write_settings
 from fake_bmw import Portal
 
-START_RUNS = 15
-CPU_RUNS = 5
-CPU_POLLS = 1000
+RUNS = 15
+POLLS = 2000
 IMPORTS = "import sys, requests, dotenv; print('imported', flush=True); sys.stdin.read()"
-BARE_LOOP = """
-import sys, requests
-session = requests.Session()
-for _ in range(int(sys.argv[2])):
-    session.get(sys.argv[1], headers={"Authorization": sys.argv[3]}).json()
-"""
 
 
-class Run:
-    """A process that is measured; `served` counts what `portal` has answered to it."""
+def start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    environment = {"PATH": os.environ["PATH"], "HOME": tempfile.gettempdir()}
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
 
-    def __init__(self, portal: Portal, command: Sequence[str]) -> None:
-        self._portal = portal
-        self._served_before = portal.served
-        self._requests_before = len(portal.requests)
-        self.started = time.perf_counter()
-        environment = {"PATH": os.environ["PATH"], "HOME": tempfile.gettempdir()}
-        self.process = subprocess.Popen(
-            [sys.executable, *command],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        # Else a full pipe would hold the script back.
-        self._first_line = threading.Event()
-        threading.Thread(target=self._read, daemon=True).start()
 
-    def _read(self) -> None:
-        assert self.process.stdout
-        for _ in self.process.stdout:
-            self._line_seconds = time.perf_counter() - self.started
-            break
-        self._first_line.set()
-        for _ in self.process.stdout:
-            pass
+def end(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    process.send_signal(number)
+    process.communicate()
 
-    def seconds_to_first_line(self) -> float:
-        assert self._first_line.wait(60)
-        return self._line_seconds
 
-    def wait_for_polls(self, count: int) -> None:
-        wanted = self._served_before + count
-        self._portal.wait_for(lambda: self._portal.served >= wanted, f"{count} polls", 600)
+def first_line(command: Sequence[str]) -> tuple[float, int]:
+    """The seconds to a program's first line, and its memory then, in KiB."""
+    began_s = time.perf_counter()
+    process = start(command)
+    assert process.stdout and process.stdout.readline()
+    seconds = time.perf_counter() - began_s
+    memory = memory_kib(process)
+    end(process, signal.SIGKILL)
+    return seconds, memory
 
-    def peak_kib(self) -> int:
-        """Where the kernel does not tell the peak, what is used now."""
-        status = Path(f"/proc/{self.process.pid}/status")
-        if status.exists():
-            return int(status.read_text().split("VmHWM:")[1].split()[0])
-        return self.rss_kib()
 
-    def rss_kib(self) -> int:
-        ps = ["ps", "-o", "rss=", "-p", str(self.process.pid)]
-        return int(subprocess.run(ps, capture_output=True, check=True).stdout)
+def memory_kib(process: subprocess.Popen[bytes]) -> int:
+    ps = ["ps", "-o", "rss=", "-p", str(process.pid)]
+    return int(subprocess.run(ps, capture_output=True, check=True).stdout)
 
-    def requests(self) -> list[object]:
-        return list(self._portal.requests[self._requests_before :])
 
-    def end(self, number: int = 0) -> float:
-        """The CPU seconds of the ended process; `number` is a signal to send first."""
-        if number:
-            self.process.send_signal(number)
-        _, status, usage = os.wait4(self.process.pid, 0)
-        self.process.returncode = os.waitstatus_to_exitcode(status)
-        return usage.ru_utime + usage.ru_stime
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    ratios = [our / their for our, their in zip(ours, theirs)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def row(what: str, measured: str, aim: str) -> None:
@@ -99,83 +68,46 @@ def row(what: str, measured: str, aim: str) -> None:
 
 
 def main() -> None:
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    print(f"{python}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores\n")
+    row("what", "measured", "aim")
+    row("---", "---", "---")
     portal = Portal()
     with tempfile.TemporaryDirectory() as folder:
+        settings = {**portal.settings(), "LOG_INTERVAL": "60000"}
+        file = write_settings(Path(folder, "i3.env"), settings)
+        script = [str(SCRIPT), "--env-file", str(file)]
 
-        def script(interval_ms: int, *options: str) -> Run:
-            settings = {**portal.settings(), "LOG_INTERVAL": str(interval_ms)}
-            file = write_settings(Path(folder, "settings.env"), settings)
-            return Run(portal, [str(SCRIPT), "--env-file", str(file), *options])
+        ours, theirs = [], []
+        for _ in range(RUNS):
+            ours.append(first_line(script))
+            theirs.append(first_line(["-c", IMPORTS]))
+        seconds = ratio([run[0] for run in ours], [run[0] for run in theirs])
+        memory = ratio([run[1] for run in ours], [run[1] for run in theirs])
+        row("a start to the first reading", seconds, "at most 1.5")
+        row("memory then", memory, "at most 1.3")
 
-        packages = ", ".join(f"{name} {version(name)}" for name in ("requests", "python-dotenv"))
-        print(
-            f"{platform.python_implementation()} {platform.python_version()}, {packages},"
-            f" {platform.system()} {platform.machine()}, {os.cpu_count()} cores\n"
-        )
-        row("what", "measured", "aim")
-        row("---", "---", "---")
-
-        times, peaks = [], []
-        for _ in range(START_RUNS):
-            ours = script(60_000)
-            our_time, our_peak = ours.seconds_to_first_line(), ours.peak_kib()
-            ours.end(signal.SIGKILL)
-            theirs = Run(portal, ["-c", IMPORTS])
-            their_time, their_peak = theirs.seconds_to_first_line(), theirs.peak_kib()
-            theirs.end(signal.SIGKILL)
-            times.append(our_time / their_time)
-            peaks.append(our_peak / their_peak)
-        label = "over merely importing `requests` and `dotenv`"
-        row(f"start to first reading, {label}", f"{statistics.median(times):.2f}", "1.22")
-        row(f"peak memory, {label}", f"{statistics.median(peaks):.2f}", "1.15")
-
-        run = script(2)
-        run.wait_for_polls(1000)
-        seen = run.requests()
-        polls = [r for r in seen if r.method == "GET"][:1000]  # type: ignore[attr-defined]
-        logins = [r for r in seen if r.method == "POST"]  # type: ignore[attr-defined]
-        ports = {r.connection for r in seen}  # type: ignore[attr-defined]
-        run.end(signal.SIGINT)
-        row("requests a reading, 1,000 polls", f"{len(polls) / 1000:g}", "1")
-        row("connections, 1,000 polls", str(len(ports)), "1")
-        row("logins, 1,000 polls", str(len(logins)), "1")
-
-        ratios = []
-        for _ in range(CPU_RUNS):
-            run = script(1, "--once")
-            run.wait_for_polls(1)
-            once = run.end()
-            run = script(1)
-            run.wait_for_polls(CPU_POLLS)
-            many = run.end(signal.SIGINT)
-            served = len([r for r in run.requests() if r.method == "GET"])  # type: ignore[attr-defined]
-            address = portal.polls_seen()[-1].path.lstrip("/")
-            bare = []
-            for count in (1, CPU_POLLS):
-                bearer = f"Bearer {portal.tokens[-1]}"
-                command = ["-c", BARE_LOOP, portal.url + address, str(count), bearer]
-                bare.append(Run(portal, command).end())
-            ours_each = (many - once) / (served - 1)
-            ratios.append(ours_each / ((bare[1] - bare[0]) / (CPU_POLLS - 1)))
-        label = "CPU a poll, over a bare loop of `requests.Session().get().json()`"
-        row(label, f"{statistics.median(ratios):.2f}", "1.45")
-
-        run = script(1)
-        run.wait_for_polls(1000)
-        before = run.rss_kib()
-        run.wait_for_polls(20_000)
-        growth = run.rss_kib() - before
-        run.end(signal.SIGINT)
-        row("growth of memory from poll 1,000 to 20,000", f"{growth} KiB", "1024 KiB")
-
-        run = script(50)
-        run.wait_for_polls(1000)
-        starts = [r.time for r in run.requests() if r.method == "GET"]  # type: ignore[attr-defined]
-        run.end(signal.SIGINT)
-        lateness = [start - 0.05 * n for n, start in enumerate(starts[:1000])]
-        late_ms = (lateness[-1] - min(lateness)) * 1000
-        row("poll 1,000 at 50 ms starts after its tick", f"{late_ms:.1f} ms", "10 ms")
+        write_settings(file, {**settings, "LOG_INTERVAL": "1"})
+        before = len(portal.requests)
+        served = portal.served
+        with open(os.devnull, "wb") as nowhere:
+            process = subprocess.Popen(
+                [sys.executable, *script], stdout=nowhere, stderr=nowhere, env={"HOME": folder}
+            )
+            portal.wait_for(lambda: portal.served >= served + POLLS // 10, "polls", 300)
+            at_first = memory_kib(process)
+            portal.wait_for(lambda: portal.served >= served + POLLS, "polls", 300)
+            growth = memory_kib(process) - at_first
+            end(process, signal.SIGINT)
+        seen = portal.requests[before:]
+        polls = [request for request in seen if request.method == "GET"]
+        row(f"logins, {POLLS} readings", str(len(seen) - len(polls)), "1")
+        requests_a_reading = len(polls) / (portal.served - served)
+        row("requests a reading", f"{requests_a_reading:.3f}", "1")
+        row("connections", str(len({request.connection for request in seen})), "1")
+        row("growth of memory meanwhile", f"{growth} KiB", "none")
     portal.close()
+
     print("\nHow late the news is told at CarData: minutes, median / worst, of simulated nights\n")
     nights.table()
 
