@@ -300,9 +300,8 @@ class CheckedVariables:
         name = "VEHICLE_IDENTIFICATION_NUMBER"
         value = self.text(name).strip()
         if value and len(value) != 17:
-            self.problems.append(
-                f"{name} should be 17 characters (this has {len(value)})"
-            )
+            should = f"17 characters (this has {len(value)})"
+            self.problems.append(f"{name} should be {should}")
         elif value and not re.fullmatch("[A-HJ-NPR-Za-hj-npr-z0-9]{17}", value):
             should = "17 letters and digits, none of them I, O or Q"
             self.problems.append(f"{name} should be {should}")
@@ -801,9 +800,8 @@ class Http:
         except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
             # The text of these errors holds the address. A malformed Location is a
             # ValueError, although redirects are not followed.
-            why = (
-                f"no answer from {host} when asked for {what} ({type(error).__name__})"
-            )
+            kind = type(error).__name__
+            why = f"no answer from {host} when asked for {what} ({kind})"
             raise NoAnswer(why, was_sent=was_sent(error)) from None
 
         status = response.status_code
@@ -1096,10 +1094,9 @@ class CarDataSignIn:
         """
         if not self._kept.has_worked:
             error = printable(answer.json().get("error"), self.secret_words())
+            why = f"BMW refuses the sign-in ({error})"
             advice = "start again for a new code, or check CARDATA_CLIENT_ID and"
-            raise SignInRefused(
-                f"BMW refuses the sign-in ({error}): {advice} {SUBSCRIBE}"
-            )
+            raise SignInRefused(f"{why}: {advice} {SUBSCRIBE}")
         if self._kept.outage_told:
             raise NoReading("", wait_s=self.OUTAGE_PAUSE_S)
         self._kept.outage_told = True
@@ -1425,17 +1422,14 @@ class CarData:
             return self._use(self._post_container(FULL), FULL)
         except Refusal as refusal:
             if refusal.code == TOO_MANY_CONTAINERS and ours:
-                older = next(
-                    iter(ours.values())
-                )  # its descriptors are better than none
-                return self._use(older, FULL)
+                older, *_ = ours.values()
+                return self._use(older, FULL)  # for what it has is better than nothing
             if refusal.code != DESCRIPTOR_REFUSED and refusal.status < 500:
                 raise
             # BMW has answered 5xx to a descriptor that it did not know, too.
             may_be_better = refusal.status >= 500
-        return self._use(
-            self._post_container(SMALL), SMALL, may_be_better=may_be_better
-        )
+        small = self._post_container(SMALL)
+        return self._use(small, SMALL, may_be_better=may_be_better)
 
     def _post_container(self, purpose: str) -> str:
         asked = {
@@ -1921,9 +1915,7 @@ Kind = Literal[
 
 STEP_PERCENT = 5
 SOON_MINUTES = 10
-FORGOTTEN_S = (
-    36 * AN_HOUR_S
-)  # a run once a day may be late, and a day can have 25 hours
+FORGOTTEN_S = 36 * AN_HOUR_S  # for a run once a day, late, on a day of 25 hours
 UNSEEN_S = 2 * AN_HOUR_S  # after such a gap it is not known when a charge began
 OVERDUE_S = 30 * A_MINUTE_S  # after the time when it should have been full
 LONGEST_CHARGE_S = 20 * AN_HOUR_S
@@ -2467,15 +2459,13 @@ class Way:
     level: int = logging.WARNING  # in the log
     sound: bool = False  # of the notification
     bell: bool = False  # of the terminal, with which tmux marks the window
-    priority: str = (
-        ""  # on the phone, in ntfy's words; without one it is not told there
-    )
+    priority: str = ""  # on the phone, in ntfy's words; "" where it is not told there
     tag: str = ""  # an emoji of ntfy's
 
 
 WAYS: dict[Kind, Way] = {
     "started": Way(priority="low", tag="zap"),
-    "step": Way(level=logging.DEBUG),
+    "step": Way(logging.DEBUG),
     "reached": Way(sound=True, priority="high", tag="dart"),
     "soon": Way(sound=True, priority="high", tag="hourglass"),
     "overdue": Way(sound=True, priority="high", tag="hourglass"),
@@ -2484,10 +2474,8 @@ WAYS: dict[Kind, Way] = {
     "paused": Way(),
     "still": Way(priority="default", tag="electric_plug"),
     # The log has it already, with every code.
-    "sign-in": Way(
-        level=logging.DEBUG, bell=True, priority="high", tag="rotating_light"
-    ),
-    "error": Way(level=logging.ERROR, bell=True, priority="high", tag="rotating_light"),
+    "sign-in": Way(logging.DEBUG, bell=True, priority="high", tag="rotating_light"),
+    "error": Way(logging.ERROR, bell=True, priority="high", tag="rotating_light"),
 }
 
 NOTIFICATION_LIMIT_S = 10.0  # for a program that shows one, and an address that is told
@@ -2507,9 +2495,8 @@ class Desktop:
                 return
         if not self._is_helplessness_said:
             self._is_helplessness_said = True
-            logger.info(
-                "this machine shows no notifications; README.md says what may help"
-            )
+            helps = "README.md says what may help"
+            logger.info("this machine shows no notifications; %s", helps)
 
     def _has_shown(
         self, start: Callable[[str, News], subprocess.Popen[bytes]], news: News
@@ -2534,10 +2521,8 @@ def start_pync(title: str, news: News) -> subprocess.Popen[bytes]:
     # Imported only here: where it cannot work it raises, and it always starts `which`.
     import pync  # type: ignore[import-untyped]
 
-    major = platform.mac_ver()[0].split(".")[0] or "0"
-    if int(major) >= FIRST_MACOS_WITHOUT_PYNCS_OWN and hasattr(
-        pync.Notifier, "app_path"
-    ):
+    is_own = hasattr(pync.Notifier, "app_path")
+    if is_own and macos_version() >= FIRST_MACOS_WITHOUT_PYNCS_OWN:
         raise OSError("pync's own terminal-notifier shows nothing here")
 
     # A notification replaces the one before it of its group.
@@ -2548,6 +2533,11 @@ def start_pync(title: str, news: News) -> subprocess.Popen[bytes]:
         options["open"] = news.click
     process: subprocess.Popen[bytes] = pync.Notifier.notify(news.message, **options)
     return process
+
+
+def macos_version() -> int:
+    """0 on any other system."""
+    return int(platform.mac_ver()[0].split(".")[0] or 0)
 
 
 def start_osascript(title: str, news: News) -> subprocess.Popen[bytes]:
@@ -2649,9 +2639,8 @@ class Outbox:
 
         if message.unanswered >= self.TRIES_UNANSWERED:
             host = self._host(message.address)
-            logger.error(
-                "%s may not have been told: %s (%s)", host, message.summary, why
-            )
+            untold = f"{host} may not have been told: {message.summary}"
+            logger.error("%s (%s)", untold, why)
             return True
         tries = message.refusals + message.unanswered
         message.next_try_s = time.time() + pause_before_next_try_s(tries)
@@ -2724,9 +2713,8 @@ def refusal_of_address(answer: HttpAnswer, url: str) -> str:
     parts = re.split("[/?&=:@#]+", f"{url}/{unquote(url)}")
     hidden = [url, *(part for part in parts if len(part) > 2)]
     short = printable(reason, hidden)[:60]
-    return (
-        f"{answer.host} did not accept a notification (HTTP {answer.status}): {short}"
-    )
+    refused = f"{answer.host} did not accept a notification"
+    return f"{refused} (HTTP {answer.status}): {short}"
 
 
 # --- The loop -------------------------------------------------------------------------
@@ -2950,12 +2938,11 @@ def run_logger(arguments: argparse.Namespace) -> int:
     path = settings_path(arguments)
     has_file = bool(arguments.env_file) or path.exists()
     found = read_settings_file(path) if has_file else {}
-    first = (
-        f"fill in {path}" if has_file else "copy .env.example to .env and fill it in"
-    )
-    advice = (
-        f'{first}; README.md has the steps in "Your own car"; --demo needs no account'
-    )
+    first = "copy .env.example to .env and fill it in"
+    if has_file:
+        first = f"fill in {path}"
+    steps = 'README.md has the steps in "Your own car"'
+    advice = f"{first}; {steps}; --demo needs no account"
     # Those of the file come last, for many desktops export a USERNAME of their own.
     settings = load_settings({**os.environ, **found}, unknown_names(found), advice)
     if urlsplit(settings.login_url).hostname == urlsplit(PORTAL_LOGIN_URL).hostname:
@@ -3037,9 +3024,8 @@ def simulated_bmw() -> Iterator[dict[str, str]]:
     started_at = datetime.now(timezone.utc)
     full_at = started_at + timedelta(minutes=(100 - 61) * minutes_a_percent)
     charges = [61 + 1.5 * step for step in range(26)]
-    story = iter(
-        [("NOT_CHARGING", 61.0), *(("CHARGING", charge) for charge in charges)]
-    )
+    charging = [("CHARGING", charge) for charge in charges]
+    story = iter([("NOT_CHARGING", 61.0), *charging])
 
     def minutes_to_full(charge: float, now: datetime) -> float:
         """The time of day when it is full stands still, until the end is near."""
