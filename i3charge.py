@@ -2949,7 +2949,8 @@ def run_logger(arguments: argparse.Namespace) -> int:
         where = 'README.md describes the open one in "Your own car"'
         logger.warning("BMW has closed this door, the ConnectedDrive portal; %s", where)
 
-    kept_in = memory_path(path)
+    # A pipe, such as a password manager's, has no folder to keep anything in.
+    kept_in = memory_path(path if path.is_file() else OWN_SETTINGS_PATH)
     lock = lock_memory(kept_in)
     try:
         memory = load_memory(kept_in, settings.client_id, settings.vin)
@@ -2959,10 +2960,13 @@ def run_logger(arguments: argparse.Namespace) -> int:
             lock.close()
 
 
+OWN_SETTINGS_PATH = Path(__file__).resolve().with_name(".env")
+
+
 def settings_path(arguments: argparse.Namespace) -> Path:
     if arguments.env_file:
         return Path(os.path.abspath(arguments.env_file))
-    return Path(__file__).resolve().with_name(".env")
+    return OWN_SETTINGS_PATH
 
 
 def run(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Start
-from fake_bmw import VIN, Recorder
+from conftest import ROOT, SCRIPT, Script, Start, write_settings
+from fake_bmw import VIN, Portal, Recorder
 from fake_cardata import CarData, full, telematic
 
 import i3charge
@@ -91,6 +93,18 @@ def test_it_is_named_after_the_settings_file_and_git_ignores_it(settings: str, n
     for ending in ("", ".new", ".lock", ".damaged"):
         command = ["git", "check-ignore", "-q", f"{path}{ending}"]
         assert subprocess.run(command, cwd=ROOT).returncode == 0
+
+
+def test_it_is_beside_the_script_where_the_settings_come_from_a_pipe(
+    portal: Portal, env: dict[str, str], tmp_path: Path
+) -> None:
+    copy = shutil.copy(SCRIPT, tmp_path)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    script = Script([sys.executable, copy, "--once", "--env-file", str(pipe)], env)
+    write_settings(pipe, portal.settings())
+    assert script.end() == 0
+    assert (tmp_path / ".i3charge.json").exists()
 
 
 def test_nothing_is_needed_to_start(path: Path) -> None:
