@@ -916,6 +916,8 @@ class CarDataSignIn:
     def secret_words(self) -> list[str]:
         return [self._client_id, self._kept.access_token, self._kept.refresh_token]
 
+    # The tokens
+
     def _is_good(self) -> bool:
         return time.time() < self._kept.expires_s - self.RENEW_BEFORE_S
 
@@ -949,6 +951,27 @@ class CarDataSignIn:
             raise NoReading("BMW does not renew the sign-in; it is asked once more")
         return False
 
+    def _keep_tokens(self, answer: HttpAnswer) -> None:
+        """Save them before they are used: the refresh token before them is dead."""
+        said = answer.json()
+        access_token = said.get("access_token")
+        if answer.status != 200 or not is_token(access_token):
+            raise NoReading(answer.failure())
+
+        kept = self._kept
+        kept.access_token = str(access_token)
+        if is_token(said.get("refresh_token")):
+            kept.refresh_token = str(said["refresh_token"])
+        lifetime_s = number(said.get("expires_in"), most=1e6) or 3599.0
+        kept.expires_s = time.time() + lifetime_s
+        kept.refusals = 0
+        kept.has_worked = True
+        kept.outage_told = False
+        kept.owner_told_s = 0.0
+        self._code = None
+        self._codes = 0
+        self._memory.save()
+
     def _report_full_disk(self) -> NoReturn:
         why = "the sign-in is not renewed, for the disk could not keep the new one"
         if self._is_disk_told:
@@ -956,6 +979,8 @@ class CarDataSignIn:
         self._is_disk_told = True
         message = f"No readings until the disk works again: {why}"
         raise NoReading("", news=News("error", message))
+
+    # The code that the owner is to confirm
 
     def _ask_for_start_by_hand(self) -> NoReturn:
         why = "CarData needs a sign-in: run i3charge.py once by hand, without --once"
@@ -1068,6 +1093,8 @@ class CarDataSignIn:
             self._report_refusal(answer)
         raise WaitingForOwner("", wait_s=code.interval_s)
 
+    # What goes wrong
+
     def _report_fault(self, code: DeviceCode, why: str) -> NoReturn:
         """The code may still be good; it is asked for a little slower."""
         code.had_fault = True
@@ -1104,26 +1131,7 @@ class CarDataSignIn:
         message = f"BMW is out of order, or has deleted the client id: {advice}"
         raise NoReading("", wait_s=self.OUTAGE_PAUSE_S, news=News("error", message))
 
-    def _keep_tokens(self, answer: HttpAnswer) -> None:
-        """Save them before they are used: the refresh token before them is dead."""
-        said = answer.json()
-        access_token = said.get("access_token")
-        if answer.status != 200 or not is_token(access_token):
-            raise NoReading(answer.failure())
-
-        kept = self._kept
-        kept.access_token = str(access_token)
-        if is_token(said.get("refresh_token")):
-            kept.refresh_token = str(said["refresh_token"])
-        lifetime_s = number(said.get("expires_in"), most=1e6) or 3599.0
-        kept.expires_s = time.time() + lifetime_s
-        kept.refusals = 0
-        kept.has_worked = True
-        kept.outage_told = False
-        kept.owner_told_s = 0.0
-        self._code = None
-        self._codes = 0
-        self._memory.save()
+    # One request
 
     def _post(self, what: str, path: str, form: dict[str, str]) -> HttpAnswer:
         request = Request(
@@ -1353,7 +1361,7 @@ class CarData:
             raise NoReading(f"BMW's answer holds no charge between 0 and 100; {hint}")
         return reading
 
-    # The container
+    # Its container
 
     def _container_id(self) -> str:
         container = self._memory.container

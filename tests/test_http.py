@@ -163,9 +163,7 @@ def test_malformed_redirect_is_no_answer(webhook: Recorder) -> None:
 
 
 @pytest.mark.parametrize(
-    "body",
-    ["", "[]", "no JSON", "[" * 100_000, '{"a": ' + "9" * 5000 + "}", "\xff", "null"],
-    ids=range(7),
+    "body", ["", "[]", "[" * 100_000, '{"a": ' + "9" * 5000 + "}", "\xff"], ids=range(5)
 )
 def test_body_without_an_object_is_an_empty_one(webhook: Recorder, body: str) -> None:
     webhook.answers = [lambda handler: handler.reply(200, body.encode("latin-1"))]

@@ -87,7 +87,6 @@ def test_redirect_is_not_followed(portal: Portal) -> None:
 USELESS = {
     "wrong-address": "https://evil.example/external-dispatch.html#access_token={token}",
     "longer-path": REDIRECT_URI + "x#access_token={token}",
-    "wrong-address-with-error": "https://evil.example/?error=access_denied",
     "wrong-state": REDIRECT_URI + "#access_token={token}&state=other",
     "no-fragment": REDIRECT_URI,
     "empty-token": REDIRECT_URI + "#state={state}&access_token=",
