@@ -49,7 +49,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -1908,18 +1908,9 @@ def open_door(
 
 # --- What is news, and when the next poll is due --------------------------------------
 Kind = Literal[
-    "started",
-    "step",
-    "reached",
-    "soon",
-    "overdue",
-    "full",
-    "stopped",
-    "paused",
-    "still",
-    "sign-in",
-    "error",
-]
+    "started", "step", "reached", "soon", "overdue", "full", "stopped", "paused", "still",
+    "sign-in", "error"
+]  # fmt: skip
 
 STEP_PERCENT = 5
 SOON_MINUTES = 10
@@ -2852,6 +2843,8 @@ def fault(problem: Exception) -> str:
 
 
 # --- The command line -----------------------------------------------------------------
+OWN_SETTINGS_PATH = Path(__file__).resolve().with_name(".env")
+
 DESCRIPTION = """\
 Log the charge of a BMW i3, and say when it rises and when the car is full.
 
@@ -2944,37 +2937,42 @@ def end_with_status(number: int, _: object) -> None:
 
 def run_logger(arguments: argparse.Namespace) -> int:
     path = settings_path(arguments)
-    has_file = bool(arguments.env_file) or path.exists()
-    found = read_settings_file(path) if has_file else {}
-    first = "copy .env.example to .env and fill it in"
-    if has_file:
-        first = f"fill in {path}"
+    settings = logger_settings(arguments, path)
+    # A pipe, such as a password manager's, has no folder to keep anything in.
+    kept_in = memory_path(path if path.is_file() else OWN_SETTINGS_PATH)
+    with lock_memory(kept_in) or nullcontext():
+        memory = load_memory(kept_in, settings.client_id, settings.vin)
+        return run(settings, memory, "BMW i3", arguments)
+
+
+def logger_settings(arguments: argparse.Namespace, path: Path) -> Settings:
+    found = own_variables(arguments)
+    first = f"fill in {path}"
+    if not path.exists():
+        first = "copy .env.example to .env and fill it in"
     steps = 'README.md has the steps in "Your own car"'
     advice = f"{first}; {steps}; --demo needs no account"
     # Those of the file come last, for many desktops export a USERNAME of their own.
     settings = load_settings({**os.environ, **found}, unknown_names(found), advice)
+
     if urlsplit(settings.login_url).hostname == urlsplit(PORTAL_LOGIN_URL).hostname:
         where = 'README.md describes the open one in "Your own car"'
         logger.warning("BMW has closed this door, the ConnectedDrive portal; %s", where)
-
-    # A pipe, such as a password manager's, has no folder to keep anything in.
-    kept_in = memory_path(path if path.is_file() else OWN_SETTINGS_PATH)
-    lock = lock_memory(kept_in)
-    try:
-        memory = load_memory(kept_in, settings.client_id, settings.vin)
-        return run(settings, memory, "BMW i3", arguments)
-    finally:
-        if lock:
-            lock.close()
-
-
-OWN_SETTINGS_PATH = Path(__file__).resolve().with_name(".env")
+    return settings
 
 
 def settings_path(arguments: argparse.Namespace) -> Path:
     if arguments.env_file:
         return Path(os.path.abspath(arguments.env_file))
     return OWN_SETTINGS_PATH
+
+
+def own_variables(arguments: argparse.Namespace) -> dict[str, str]:
+    """Those of the settings file; none where there is no `.env`."""
+    path = settings_path(arguments)
+    if not arguments.env_file and not path.exists():
+        return {}
+    return read_settings_file(path)
 
 
 def run(
@@ -3010,9 +3008,7 @@ def run(
 # --- The demo -------------------------------------------------------------------------
 def run_demo(arguments: argparse.Namespace) -> int:
     """Log a simulated i3, with the owner's own addresses, and without a memory."""
-    path = settings_path(arguments)
-    has_file = bool(arguments.env_file) or path.exists()
-    found = read_settings_file(path) if has_file else {}
+    found = own_variables(arguments)
     variables = {**os.environ, **found}
     own_names = ("NTFY_URL", "WEBHOOK_URL", "NOTIFY_AT")
     own = {name: variables.get(name, "") for name in own_names}
