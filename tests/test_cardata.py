@@ -165,6 +165,26 @@ def test_small_container_stays_where_bmw_does_not_know_a_descriptor(
     assert asked(cardata).count("P") == 2
 
 
+def test_small_container_is_not_tried_anew_once_bmw_has_named_a_descriptor(
+    cardata: CarData, new: Client, clock: Clock
+) -> None:
+    cardata.accepted_descriptors = OF_THE_CAR
+    cardata.descriptor_refusal = (500, None)
+    poll_for(new, clock, 1)
+    cardata.descriptor_refusal = (400, "CU-402")
+    poll_for(new, clock, 75)
+    assert asked(cardata).count("P") == 3
+
+
+def test_search_that_was_not_sent_is_made_again_at_the_next_poll(
+    cardata: CarData, new: Client
+) -> None:
+    cardata.stop_listening()
+    assert not new.refused().was_sent
+    cardata.listen_again()
+    assert new.poll()
+
+
 @pytest.mark.parametrize(
     ("lost", "is_listed"), [*((lost, False) for lost in LOST), (LOST[0], True)]
 )

@@ -282,6 +282,15 @@ def test_answer_without_a_refresh_token_keeps_the_good_one(
     assert signed_in.memory.sign_in.refresh_token == token
 
 
+def test_client_id_that_has_worked_is_not_asked_for_every_minute(
+    cardata: CarData, signed_in: Client
+) -> None:
+    cardata.refresh_token = "another"
+    signed_in.refused()
+    cardata.device_answers = [says(403, "<html>")]
+    assert signed_in.refused().wait_s == HALF_AN_HOUR_S
+
+
 @pytest.mark.parametrize("answer", [says(500), says(401), says(403, "<html>"), says(200)])
 def test_gateway_cannot_take_the_refresh_token(
     cardata: CarData, signed_in: Client, answer: Answer

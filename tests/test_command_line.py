@@ -118,6 +118,12 @@ def test_json_has_every_field(portal: Portal, start: Start) -> None:
     }
 
 
+def test_time_spans_are_said_as_one_says_them() -> None:
+    said = {0.4: "0 s", 119: "119 s", 120: "2 min", 3599: "1 h", 3600: "1 h", 8400: "2 h 20 min"}
+    said |= {36_000: "10 h", 86_400: "24 h", 345_600: "4 days"}
+    assert {seconds: i3charge.duration(seconds) for seconds in said} == said
+
+
 # --- The log on a terminal ------------------------------------------------------------
 
 

@@ -266,7 +266,7 @@ def test_charging_status_wins_over_hv_status(word: str) -> None:
         assert reading(status=(word, 5), hv_status=hv_word).status == STATUS_WORDS[word]
 
 
-@pytest.mark.parametrize("word", [None, (None, 5), "INVALID", "UNKNOWN", "-NA-", "NEW"])
+@pytest.mark.parametrize("word", [None, "INVALID", "UNKNOWN", "-NA-"])
 def test_hv_status_speaks_where_the_status_says_nothing(word: Any) -> None:
     for hv_word, status in HV_WORDS.items():
         assert reading(status=word, hv_status=hv_word, header=("52", 5)).status == status
