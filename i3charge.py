@@ -2597,8 +2597,7 @@ class Outbox:
             if message.made_s < now_s - A_DAY_S:
                 self._memory.outbox.remove(message)
             elif message.address in self._urls and is_due(message, now_s):
-                if self._post(message, will_try_again=will_try_again):
-                    self._memory.outbox.remove(message)
+                self._try(message, will_try_again)
                 self._memory.save()
 
     def say_what_is_left(self) -> None:
@@ -2611,12 +2610,30 @@ class Outbox:
     def _host(self, name: str) -> str:
         return urlsplit(self._urls[name]).hostname or ""
 
-    def _post(self, message: Message, *, will_try_again: bool) -> bool:
-        """Whether the message is done with: taken, or tried in vain too often."""
+    def _try(self, message: Message, will_try_again: bool) -> None:
+        why = self._post(message)
+        if not why:
+            self._memory.outbox.remove(message)
+        elif message.unanswered >= self.TRIES_UNANSWERED:
+            self._memory.outbox.remove(message)
+            host = self._host(message.address)
+            untold = f"{host} may not have been told: {message.summary}"
+            logger.error("%s (%s)", untold, why)
+        else:
+            tries = message.refusals + message.unanswered
+            message.next_try_s = time.time() + pause_before_next_try_s(tries)
+            if message.problem != why:
+                message.problem = why
+                later = "; it will be tried again" if will_try_again else ""
+                logger.error("%s%s", why, later)
+
+    def _post(self, message: Message) -> str:
+        """Post it once; returns why it was not taken, or "" where it was."""
+        url = self._urls[message.address]
         request = Request(
             "a notification",
             "POST",
-            self._urls[message.address],
+            url,
             headers=message.headers,
             body=message.body.encode(),
             timeout_s=(NOTIFICATION_LIMIT_S, NOTIFICATION_LIMIT_S),
@@ -2624,30 +2641,16 @@ class Outbox:
         try:
             answer = self._http.send(request)
         except NoAnswer as problem:
-            why = str(problem)
             if problem.was_sent:
                 message.unanswered += 1
             else:
                 message.refusals += 1
-        else:
-            if is_taken(answer):
-                self._say_taken(message, answer)
-                return True
-            why = refusal_of_address(answer, self._urls[message.address])
-            message.refusals += 1
-
-        if message.unanswered >= self.TRIES_UNANSWERED:
-            host = self._host(message.address)
-            untold = f"{host} may not have been told: {message.summary}"
-            logger.error("%s (%s)", untold, why)
-            return True
-        tries = message.refusals + message.unanswered
-        message.next_try_s = time.time() + pause_before_next_try_s(tries)
-        if message.problem != why:
-            message.problem = why
-            later = "; it will be tried again" if will_try_again else ""
-            logger.error("%s%s", why, later)
-        return False
+            return str(problem)
+        if is_taken(answer):
+            self._say_taken(message, answer)
+            return ""
+        message.refusals += 1
+        return refusal_of_address(answer, url)
 
     def _say_taken(self, message: Message, answer: HttpAnswer) -> None:
         how = "was told" if answer.status < 300 else "was told, and redirects"
