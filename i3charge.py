@@ -163,6 +163,11 @@ def read_settings_file(path: Path) -> dict[str, str]:
         advice = f"mend it: chmod 600 '{path}'"
         logger.warning("other users can read or change the settings; %s", advice)
 
+    return variables_in(text, path)
+
+
+def variables_in(text: str, path: Path) -> dict[str, str]:
+    """The variables in the text of a settings file; CannotStart where one is broken."""
     variables = {}
     broken = []
     for binding in parse_stream(io.StringIO(text)):
@@ -1021,12 +1026,11 @@ class CarDataSignIn:
             raise WaitingForOwner(why, wait_s=wait_s)
 
     def _new_code(self) -> DeviceCode:
-        verifier = secrets.token_urlsafe(64)
-        digest = hashlib.sha256(verifier.encode()).digest()
+        verifier, challenge = verifier_and_challenge()
         form = {
             "response_type": "device_code",
             "scope": self.SCOPE,
-            "code_challenge": base64.urlsafe_b64encode(digest).rstrip(b"=").decode(),
+            "code_challenge": challenge,
             "code_challenge_method": "S256",
         }
         answer = self._post("a sign-in", "device/code", form)
@@ -1037,21 +1041,10 @@ class CarDataSignIn:
         if is_oauth_error(answer):
             self._report_refusal(answer)
 
-        said = answer.json()
-        address = said.get("verification_uri_complete") or said.get("verification_uri")
-        parts = (said.get("device_code"), said.get("user_code"), address)
-        if not all(map(is_token, parts)):
+        code = device_code_in(answer.json(), verifier)
+        if not code:
             raise NoReading(answer.failure())
-        device_code, user_code, address = map(str, parts)
-        return DeviceCode(
-            device_code,
-            user_code,
-            address,
-            verifier,
-            interval_s=number(said.get("interval"), most=300) or 5.0,  # RFC 8628, 3.2
-            shown_s=time.time(),
-            expires_s=time.time() + (number(said.get("expires_in"), A_DAY_S) or 300.0),
-        )
+        return code
 
     def _redeem(self, code: DeviceCode) -> None:
         """Ask whether the owner has confirmed. Returns when BMW has given tokens."""
@@ -1143,6 +1136,35 @@ class CarDataSignIn:
             timeout_s=self.TIMEOUT_S,
         )
         return self._http.send(request)
+
+
+def verifier_and_challenge() -> tuple[str, str]:
+    """A secret, and what is sent of it before the secret itself is (RFC 7636)."""
+    verifier = secrets.token_urlsafe(64)
+    digest = hashlib.sha256(verifier.encode()).digest()
+    challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+    return verifier, challenge
+
+
+def device_code_in(said: Mapping[str, Any], verifier: str) -> DeviceCode | None:
+    """None where something of it is missing, or could not be shown."""
+    device_code = text_or_empty(said.get("device_code"))
+    user_code = text_or_empty(said.get("user_code"))
+    address = said.get("verification_uri_complete") or said.get("verification_uri")
+    address = text_or_empty(address)
+    if not all(map(is_token, (device_code, user_code, address))):
+        return None
+
+    lifetime_s = number(said.get("expires_in"), most=A_DAY_S) or 300.0
+    return DeviceCode(
+        device_code,
+        user_code,
+        address,
+        verifier,
+        interval_s=number(said.get("interval"), most=300) or 5.0,  # RFC 8628, 3.2
+        shown_s=time.time(),
+        expires_s=time.time() + lifetime_s,
+    )
 
 
 def is_oauth_error(answer: HttpAnswer) -> bool:
@@ -1535,7 +1557,9 @@ class TelematicData:
         for name, each in values.items():
             entry = dict_or_empty(each)
             at = utc(entry.get("timestamp"))
-            self._said[name] = Said(entry.get("value"), min(at, now) if at else None)
+            if at:
+                at = min(at, now)
+            self._said[name] = Said(entry.get("value"), at)
             self._units[name] = text_or_empty(entry.get("unit"))
 
     def said(self, name: str) -> Said:
@@ -1559,8 +1583,10 @@ def newest(*candidates: Said) -> Said:
 def reading_in(data: TelematicData, *, interpolates: bool = True) -> Reading | None:
     """None where the answer holds no charge."""
     status = status_in(data)
-    full_at = full_at_in(data) if status == "charging" else None
-    charge, source = charge_in(data, status, full_at if interpolates else None)
+    full_at = None
+    if status == "charging":
+        full_at = full_at_in(data)
+    charge, source = charge_in(data, status, full_at, interpolates)
     if charge is None:
         return None
 
@@ -1617,8 +1643,10 @@ def is_plugged(data: TelematicData) -> bool | None:
     """
     plug = plug_in(data)
     told = data.said(STATUS)
-    if plug.value != "DISCONNECTED":
-        return True if plug.value == "CONNECTED" else None
+    if plug.value == "CONNECTED":
+        return True
+    if plug.value is None:
+        return None
     is_older = plug.at is not None and told.at is not None and plug.at < told.at
     if is_older and told.word in STATUS_OF_WORD:
         return None
@@ -1670,7 +1698,7 @@ def highest_charge(data: TelematicData) -> float:
 
 
 def charge_in(
-    data: TelematicData, status: Status, full_at: datetime | None
+    data: TelematicData, status: Status, full_at: datetime | None, interpolates: bool
 ) -> tuple[float | None, Source]:
     """The charge in percent, and who says it.
 
@@ -1681,7 +1709,9 @@ def charge_in(
     own = own_charge(data)
     computed: float | None = data.measured(PREDICTED, most=100).value
     source: Source = "BMW"
-    if computed is None and status == "charging":  # an i3 may have no PREDICTED
+    if (
+        computed is None and status == "charging" and interpolates
+    ):  # an i3 may have no PREDICTED
         computed = interpolated(own, data.said(STATUS).at, full_at, data.now)
         source = "interpolated"
 
@@ -2107,7 +2137,10 @@ def end_for_good(charge: Charge, reading: Reading) -> None:
 
     A car that left the station full is not told of again, as long as it is full.
     """
-    charge.told = ["full"] if reading.status == "full" and "full" in charge.told else []
+    was_full_told = "full" in charge.told
+    charge.told = []
+    if was_full_told and reading.status == "full":
+        charge.told = ["full"]
     charge.highest = reading.charge
 
 
@@ -2674,18 +2707,22 @@ def webhook_message(
 ) -> tuple[str, dict[str, str]]:
     """The body and the headers; receivers ignore the fields that they do not know."""
     text = f"{title}: {news.message}"
-    values = {
+    values: dict[str, Any] = {
         "event": news.kind,
         "title": title,
         "message": news.message,
         "body": news.message,  # for Apprise API and Bark
         "text": text,  # for Slack, Mattermost and Telegram
         "content": text,  # for Discord
-        "charge": reading.charge if reading else None,
-        "predicted": reading.predicted if reading else None,
-        "status": reading.status if reading else None,
+        "charge": None,
+        "predicted": None,
+        "status": None,
         "time": iso(now),
     }
+    if reading:
+        values["charge"] = reading.charge
+        values["predicted"] = reading.predicted
+        values["status"] = reading.status
     return json.dumps(values), {"Content-Type": "application/json"}
 
 
@@ -2706,17 +2743,21 @@ def is_taken(answer: HttpAnswer) -> bool:
 
 def refusal_of_address(answer: HttpAnswer, url: str) -> str:
     """A sentence with the address's own reason, but nothing of the address itself."""
+    parts = re.split("[/?&=:@#]+", f"{url}/{unquote(url)}")
+    hidden = [url, *(part for part in parts if len(part) > 2)]
+    reason = printable(reason_in(answer), hidden)[:60]
+    refused = f"{answer.host} did not accept a notification"
+    return f"{refused} (HTTP {answer.status}): {reason}"
+
+
+def reason_in(answer: HttpAnswer) -> object:
+    """Why an address refuses, where such addresses say it, or in a page of theirs."""
     said = answer.json()
     error = said.get("error")
     if isinstance(error, dict):  # where Google has it
         error = error.get("message")
     page = re.sub("<[^>]*>", " ", answer.body.decode("utf-8", "replace"))
-    reason = error or said.get("message") or said.get("description") or page
-    parts = re.split("[/?&=:@#]+", f"{url}/{unquote(url)}")
-    hidden = [url, *(part for part in parts if len(part) > 2)]
-    short = printable(reason, hidden)[:60]
-    refused = f"{answer.host} did not accept a notification"
-    return f"{refused} (HTTP {answer.status}): {short}"
+    return error or said.get("message") or said.get("description") or page
 
 
 # --- The loop -------------------------------------------------------------------------
