@@ -1709,9 +1709,8 @@ def charge_in(
     own = own_charge(data)
     computed: float | None = data.measured(PREDICTED, most=100).value
     source: Source = "BMW"
-    if (
-        computed is None and status == "charging" and interpolates
-    ):  # an i3 may have no PREDICTED
+    if computed is None and status == "charging" and interpolates:
+        # An i3 may have no PREDICTED.
         computed = interpolated(own, data.said(STATUS).at, full_at, data.now)
         source = "interpolated"
 
