@@ -2111,10 +2111,12 @@ def begin(charge: Charge, before: Charge, reading: Reading, now: datetime) -> No
 
 def charge_at_beginning(before: Charge, reading: Reading) -> str:
     """As it is shown: that of the reading before, unless the car was driven since."""
-    own = reading.charge if reading.car_said is None else reading.car_said
-    if before.charge <= own:
+    has_spoken = seconds_or_0(reading.car_said_at) > before.car_said_s
+    if has_spoken and reading.car_said is not None and reading.car_said < before.charge:
+        return f"{int(reading.car_said)}%"
+    if before.charge <= reading.charge:
         return before.percent
-    return f"{int(own)}%"
+    return reading.percent
 
 
 def has_ended(before: Charge, reading: Reading) -> bool:

@@ -78,9 +78,14 @@ def test_started_is_told_with_the_charge_at_which_it_began(night: Night) -> None
 
 
 def test_started_names_the_cars_own_word_where_it_was_driven_before() -> None:
+    parked, arrived = START, START + timedelta(minutes=30)
     night = Night()
-    night.take(0, 60, "unplugged", car_said=60)
-    assert night.take(40, 45, source="BMW", car_said=41) == ["started: Charging from 41%"]
+    night.take(0, 60, "unplugged", car_said=60, car_said_at=parked)
+    told = night.take(40, 45, source="BMW", car_said=41, car_said_at=arrived)
+    assert told == ["started: Charging from 41%"]
+    night.take(50, 62, "plugged in", source="BMW", car_said=41, car_said_at=arrived)
+    told = night.take(60, 63, source="BMW", car_said=41, car_said_at=arrived)
+    assert told == ["started: Charging from ~62%"]  # it was not driven since
 
 
 def test_first_reading_of_all_is_no_start() -> None:
