@@ -35,9 +35,9 @@ RANGE = "vehicle.drivetrain.electricEngine.kombiRemainingElectricRange"
 PLUG = "vehicle.body.chargingPort.status"
 PLUG2 = "vehicle.body.chargingPort.combinedStatus"
 
-# "All of these are in BMW's catalogue and in containers that are in use" (bmw-api.md, part 2).
-# The table there has vehicle.drivetrain.lastRemainingRange too. It is "not to be shown", and
-# here, unlike at BMW, not accepted either: nobody is to ask for it.
+# All of these are in BMW's catalogue, and in containers of clients that owners use.
+# The catalogue has vehicle.drivetrain.lastRemainingRange, too, which is 0 on an electric i3. It
+# is not accepted here, unlike at BMW, for nobody is to ask for it.
 DESCRIPTORS = frozenset(
     {
         HEADER,
