@@ -2821,21 +2821,26 @@ class Loop:
         if problem.wait_s is None:
             self.failures += 1
         wait_s = retry_s(self.failures, problem, self.interval_s)
-        if isinstance(problem, WaitingForOwner):
-            self.log.set_title("i3: waiting for you")
-            if str(problem):
-                logger.warning("%s", problem)
-        else:
-            self.log.set_title("i3: no reading")
-            if str(problem):
-                next_try = "" if self.once else f"; next try in {duration(wait_s)}"
-                logger.error("%s%s", problem, next_try)
+        self.say(problem, wait_s)
 
         news = [problem.news] if problem.news else []
         if self.once or self.failures > 1:  # the first may be that of a lid that opens
             news += self.watch.note_silence(local_now())
         self.tell(news)
         return wait_s
+
+    def say(self, problem: NoReading, wait_s: float) -> None:
+        """In the title and the log; that the owner is waited for is no error."""
+        is_waiting = isinstance(problem, WaitingForOwner)
+        self.log.set_title("i3: waiting for you" if is_waiting else "i3: no reading")
+        if not str(problem):
+            return
+        if is_waiting:
+            logger.warning("%s", problem)
+        elif self.once:
+            logger.error("%s", problem)
+        else:
+            logger.error("%s; next try in %s", problem, duration(wait_s))
 
     def is_last(self, reading: Reading) -> bool:
         is_done = self.until_full and reading.status == "full"
