@@ -463,7 +463,7 @@ class SignIn:
     refusals: int = 0  # of the refresh token, in a row
     has_worked: bool = False  # ever, with this client id
     outage_told: bool = False  # that BMW refuses what has worked
-    owner_told_s: float = 0.0  # time.time() when the owner last was, to sign in
+    owner_told_s: float = 0.0  # time.time() when the owner was last told to sign in
 
 
 @dataclass
@@ -471,9 +471,9 @@ class Container:
     """The set of descriptors at CarData through which the car is read."""
 
     id: str = ""
-    purpose: str = ""  # tells its descriptors
-    next_search_s: float = 0.0  # time.time(); not sought again before
-    next_full_try_s: float = 0.0  # time.time(); 0 for never
+    purpose: str = ""  # names its descriptors
+    next_search_s: float = 0.0  # time.time() before which none is sought
+    next_full_try_s: float = 0.0  # time.time() when a full one is tried; 0 for never
 
 
 @dataclass
@@ -491,7 +491,7 @@ class Charge:
     lowest: float = 0.0  # percent, since the last news
     highest: float = 0.0  # percent, since this charge began
     is_on: bool = False  # it charges, or pauses
-    began_s: float = 0.0  # time.time()
+    began_s: float = 0.0  # time.time() when it began
     began_at: str = ""  # percent, as it was shown; "" where the beginning was not seen
     expected_s: float = 0.0  # time.time() when the car last expected to be full
     ended_s: float = 0.0  # time.time() when it was full or stopped; 0 if unseen
@@ -506,11 +506,11 @@ class Message:
     summary: str = ""  # for the log
     body: str = ""
     headers: dict[str, str] = field(default_factory=dict)
-    made_s: float = 0.0  # time.time()
-    next_try_s: float = 0.0  # time.time()
+    made_s: float = 0.0  # time.time() when it was made
+    next_try_s: float = 0.0  # time.time() when it is due
     refusals: int = 0
     unanswered: int = 0  # times that it was sent, and may have been taken
-    problem: str = ""  # the last that was said
+    problem: str = ""  # what was last said of it
 
 
 @dataclass
@@ -548,7 +548,7 @@ class Memory:
 
 
 def write_aside_and_rename(path: Path, data: bytes) -> None:
-    """Replace a file as a whole; only its owner can read it, from its beginning."""
+    """Replace a file as a whole. Nobody but its owner can ever read it."""
     aside = path.with_name(path.name + ".new")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     with open(os.open(aside, flags, 0o600), "wb") as file:
@@ -720,7 +720,7 @@ class SignInRefused(Exception):
 
 @dataclass(frozen=True)
 class HttpAnswer:
-    what: str  # it answers
+    what: str  # was asked for, in the owner's words
     host: str
     status: int
     headers: Mapping[str, str]
@@ -756,7 +756,7 @@ class BearerToken(requests.auth.AuthBase):
 
 @dataclass(frozen=True)
 class Request:
-    what: str  # it asks for, in the owner's words
+    what: str  # is asked for, in the owner's words
     method: str
     url: str
     auth: BearerToken | None = None
@@ -782,7 +782,7 @@ class Http:
         self._used_s = time.time()
 
     def send(self, request: Request) -> HttpAnswer:
-        """NoAnswer where none comes."""
+        """Raises NoAnswer where none comes."""
         self._close_idle()
         what = request.what
         host = urlsplit(request.url).hostname or ""
@@ -896,10 +896,10 @@ class CarDataSignIn:
         self._is_attended = is_attended  # by an owner who can be shown a code
         self._code: DeviceCode | None = None  # the last that the owner was shown
         self._codes = 0  # that were shown in a row
-        self._is_disk_told = False  # to the owner: that it cannot keep a sign-in
+        self._is_disk_told = False  # the owner knows that it cannot keep a sign-in
 
     def access_token(self) -> str:
-        """A good one. NoReading while there is none, SignInRefused if never."""
+        """Get a good one. NoReading while there is none, SignInRefused if never."""
         if self._is_good():
             return self._kept.access_token
         if self._code and time.time() < self._code.expires_s:
@@ -936,9 +936,9 @@ class CarDataSignIn:
         self._ask_owner()
 
     def _renew(self) -> bool:
-        """Whether the refresh token has brought a new access token.
+        """Get a new access token; returns False where BMW refuses the refresh token.
 
-        It is spent by that, so it is not sent where its successor could not be kept.
+        That token is spent at once, so it is not sent where the next cannot be kept.
         """
         if not self._memory.save():
             self._report_full_disk()
@@ -957,7 +957,7 @@ class CarDataSignIn:
         return False
 
     def _keep_tokens(self, answer: HttpAnswer) -> None:
-        """Save them before they are used: the refresh token before them is dead."""
+        """Save new tokens before they are used, for the old refresh token is dead."""
         said = answer.json()
         access_token = said.get("access_token")
         if answer.status != 200 or not is_token(access_token):
@@ -1009,7 +1009,7 @@ class CarDataSignIn:
         raise WaitingForOwner(message, wait_s=code.interval_s, news=news)
 
     def _note_telling(self, message: str, click: str = "") -> News | None:
-        """The owner is told of the first code, and then once a day."""
+        """Tell the owner of the first code, and then of one a day."""
         since_s = time.time() - self._kept.owner_told_s
         if 0 <= since_s < self.TELL_AGAIN_S:
             return None
@@ -1139,7 +1139,7 @@ class CarDataSignIn:
 
 
 def verifier_and_challenge() -> tuple[str, str]:
-    """A secret, and what is sent of it before the secret itself is (RFC 7636)."""
+    """Make a secret, and the hash of it that is sent first (RFC 7636)."""
     verifier = secrets.token_urlsafe(64)
     digest = hashlib.sha256(verifier.encode()).digest()
     challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
@@ -1147,7 +1147,7 @@ def verifier_and_challenge() -> tuple[str, str]:
 
 
 def device_code_in(said: Mapping[str, Any], verifier: str) -> DeviceCode | None:
-    """None where something of it is missing, or could not be shown."""
+    """Read BMW's answer; None where a part is missing, or could not be shown."""
     device_code = text_or_empty(said.get("device_code"))
     user_code = text_or_empty(said.get("user_code"))
     address = said.get("verification_uri_complete") or said.get("verification_uri")
@@ -1222,7 +1222,8 @@ CONTAINER_LOST = ("CU-105", "CU-121", "CU-122")  # unknown, malformed, to be del
 MAYBE_LOST = ("HTTP 400", "HTTP 404")  # so said BMW's gateway of a lost container
 TOO_MANY_CONTAINERS = "CU-124"
 DESCRIPTOR_REFUSED = "CU-402"
-NOT_SUBSCRIBED = "CU-403"  # "invalid resource", to who is not the primary user, too
+# "Invalid resource": owners met it without a subscription, or as no primary user.
+NOT_SUBSCRIBED = "CU-403"
 QUOTA_USED_UP = "CU-429"
 
 # Two of the 50 that BMW allows are left to the owner's own use of its web portal.
@@ -1243,7 +1244,7 @@ class CarDataApi:
         self._sign_in = sign_in
 
     def ask(self, request: Request) -> dict[str, Any]:
-        """Ask the API; returns the JSON object. Refusal, or another NoReading."""
+        """Returns the JSON object of the answer. Refusal, or another NoReading."""
         answer = self._send(request)
         if is_token_refused(answer):
             self._sign_in.refuse_access_token()
@@ -1299,7 +1300,7 @@ class CarDataApi:
 
 
 def error_code(answer: HttpAnswer) -> str:
-    """CarData's own, or that of HTTP: "CU-105", "HTTP 503"."""
+    """CarData's own code, or that of HTTP: "CU-105", "HTTP 503"."""
     return text_or_empty(answer.json().get("exveErrorId")) or f"HTTP {answer.status}"
 
 
@@ -1474,7 +1475,7 @@ class CarData:
     def _use(
         self, container_id: str, purpose: str, *, may_be_better: bool = False
     ) -> str:
-        """Where the full container may be had later, it is tried again once a day."""
+        """Note the container. In place of a small one, a full one may be had later."""
         container = self._memory.container
         container.id = container_id
         container.purpose = purpose
@@ -1532,7 +1533,7 @@ UNIT_OF_WORD = {"": "km", "km": "km", "mi": "mi", "miles": "mi", "mls": "mi"}
 
 NEARLY_FULL = 99.0  # percent
 SETTLED = timedelta(minutes=30)  # longer than a car at 100 % goes on charging
-TOGETHER = timedelta(minutes=10)  # what is said within it, is said of one moment
+TOGETHER = timedelta(minutes=10)  # what is said within it belongs together
 LONG_AGO = datetime.min.replace(tzinfo=timezone.utc)
 
 
@@ -1566,7 +1567,7 @@ class TelematicData:
         return self._said.get(name, Said(None))
 
     def measured(self, name: str, most: float) -> Said:
-        """With its value as a number from 0 to `most`, or None."""
+        """Its value is a number from 0 to `most`, or None."""
         said = self.said(name)
         return Said(number(said.value, most), said.at)
 
@@ -1581,7 +1582,7 @@ def newest(*candidates: Said) -> Said:
 
 
 def reading_in(data: TelematicData, *, interpolates: bool = True) -> Reading | None:
-    """None where the answer holds no charge."""
+    """Say what an answer means; None where it holds no charge."""
     status = status_in(data)
     full_at = None
     if status == "charging":
@@ -1692,7 +1693,7 @@ def is_over(data: TelematicData) -> bool:
 
 
 def highest_charge(data: TelematicData) -> float:
-    """The car's or BMW's, in percent."""
+    """The higher of the car's word and BMW's prediction, in percent."""
     computed = data.measured(PREDICTED, most=100)
     return max(own_charge(data).value or 0.0, computed.value or 0.0)
 
@@ -1740,7 +1741,7 @@ def own_charge(data: TelematicData) -> Said:
 def interpolated(
     own: Said, began: datetime | None, full_at: datetime | None, now: datetime
 ) -> float | None:
-    """On the straight line from the car's last word to the time when it expects 100 %.
+    """The charge on a straight line from the car's last word to 100 % at `full_at`.
 
     What it said before the charge began still held when it began.
     """
@@ -1901,7 +1902,7 @@ class Portal:
         raise NoReading("BMW answered the login with a redirect that holds no token")
 
     def _fields_in(self, location: str) -> dict[str, str]:
-        """In the fragment of a redirect to us, or, as some errors, in its query."""
+        """What a redirect to us says, in its fragment or, of an error, in its query."""
         address, _, fields = re.sub("[?#]", "&", location).partition("&")
         if address != self._settings.redirect_uri:
             return {}
@@ -2110,7 +2111,7 @@ def begin(charge: Charge, before: Charge, reading: Reading, now: datetime) -> No
 
 
 def charge_at_beginning(before: Charge, reading: Reading) -> str:
-    """As it is shown: that of the reading before, unless the car was driven since."""
+    """That of the reading before, as it was shown, unless the car was driven since."""
     has_spoken = seconds_or_0(reading.car_said_at) > before.car_said_s
     if has_spoken and reading.car_said is not None and reading.car_said < before.charge:
         return f"{int(reading.car_said)}%"
@@ -2128,7 +2129,7 @@ def has_ended(before: Charge, reading: Reading) -> bool:
 
 
 def end_of_charge_s(before: Charge, reading: Reading, now: datetime) -> float:
-    """The time.time() of which the car has told; now, where it has said nothing new."""
+    """The time.time() that the car has told; now, where it has said nothing new."""
     said_s = reading.said_s(now)
     return said_s if said_s > before.reported_s else now.timestamp()
 
@@ -2286,7 +2287,7 @@ def charge_summary(charge: Charge, reading: Reading) -> str:
 def early_poll_in_s(
     reading: Reading, now: datetime, goals: list[float], early_polls: int
 ) -> float | None:
-    """Seconds to when news is expected, and BMW may be asked; None where none is.
+    """Seconds until news is expected, and BMW may be asked; None where none is.
 
     The polls just before and just after full are made, whatever came before them.
     """
@@ -2374,7 +2375,7 @@ def terminal_line(reading: Reading, now: datetime, bar: str) -> str:
 
 
 def bar_of(charge: float, blocks: str) -> str:
-    """Ten cells; `blocks` are the empty one, parts of one that grow, a full one."""
+    """Draw ten cells. `blocks` are an empty one, parts of one that grow, a full one."""
     parts = len(blocks) - 1
     filled = round(charge / 10 * parts)
     if charge < 100:
@@ -2447,7 +2448,7 @@ class ChargeLog:
         return terminal_line(reading, now, bar)
 
     def _write(self, text: str) -> None:
-        """Write without a buffer, in which something would be left over at the end."""
+        """Write without a buffer, for at the end something would be left over in one."""
         try:
             os.write(sys.stdout.fileno(), text.encode(self._encoding, "replace"))
             self.works = True
@@ -2534,7 +2535,7 @@ class Desktop:
     def _has_shown(
         self, start: Callable[[str, News], subprocess.Popen[bytes]], news: News
     ) -> bool:
-        """Whether the program says so; one that hangs is ended."""
+        """Whether a program says that it has shown it; one that hangs is ended."""
         try:
             with start(self._title, news) as process:
                 try:
@@ -2695,7 +2696,7 @@ class Outbox:
 
 
 def ntfy_message(news: News, title: str) -> tuple[str, dict[str, str]]:
-    """The body and the headers; see https://docs.ntfy.sh/publish/."""
+    """Make the body and the headers; see https://docs.ntfy.sh/publish/."""
     way = WAYS[news.kind]
     headers = {"Title": title, "Tags": way.tag, "Priority": way.priority}
     if news.click:
@@ -2706,7 +2707,7 @@ def ntfy_message(news: News, title: str) -> tuple[str, dict[str, str]]:
 def webhook_message(
     news: News, title: str, reading: Reading | None, now: datetime
 ) -> tuple[str, dict[str, str]]:
-    """The body and the headers; receivers ignore the fields that they do not know."""
+    """Make the body and the headers. Receivers ignore what they do not know."""
     text = f"{title}: {news.message}"
     values: dict[str, Any] = {
         "event": news.kind,
@@ -2808,7 +2809,7 @@ class Loop:
             raise NoReading(fault(problem)) from None
 
     def note(self, reading: Reading, began_s: float) -> float:
-        """Returns the time.time() of the next poll."""
+        """Take note of a reading; returns the time.time() of the next poll."""
         now = local_now()
         self.failures = 0
         self.reading = self.watch.completed(reading)
@@ -2817,7 +2818,7 @@ class Loop:
         return self.watch.plan_next_poll(self.reading, began_s, now)
 
     def note_failure(self, problem: NoReading) -> float:
-        """Returns the seconds to the next poll."""
+        """Take note of a failure; returns the seconds to the next poll."""
         if problem.wait_s is None:
             self.failures += 1
         wait_s = retry_s(self.failures, problem, self.interval_s)
@@ -2830,7 +2831,7 @@ class Loop:
         return wait_s
 
     def say(self, problem: NoReading, wait_s: float) -> None:
-        """In the title and the log; that the owner is waited for is no error."""
+        """Say what is wrong. To wait for the owner is no error."""
         is_waiting = isinstance(problem, WaitingForOwner)
         self.log.set_title("i3: waiting for you" if is_waiting else "i3: no reading")
         if not str(problem):
