@@ -827,12 +827,20 @@ class Http:
         return body
 
 
+# Also a wrong certificate, such as that of a hotel's network before one has signed in.
+NEVER_CONNECTED = (
+    requests.exceptions.ConnectTimeout,
+    requests.exceptions.SSLError,
+    requests.exceptions.ProxyError,
+)
+
+
 def was_sent(error: Exception) -> bool:
     """Whether the other side may have read the request.
 
     It has not where no connection was made: refused, no route, no name, out of time.
     """
-    if isinstance(error, requests.ConnectTimeout):
+    if isinstance(error, NEVER_CONNECTED):
         return False
     reason = getattr(error.args[0], "reason", None) if error.args else None
     return not isinstance(reason, urllib3.exceptions.NewConnectionError)

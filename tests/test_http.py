@@ -72,6 +72,10 @@ def test_name_that_is_not_found_has_sent_nothing() -> None:
     assert not failure("http://nowhere.invalid/").was_sent
 
 
+def test_connection_that_is_not_secure_has_sent_nothing(webhook: Recorder) -> None:
+    assert not failure(webhook.url.replace("http:", "https:")).was_sent
+
+
 def test_connection_that_is_not_made_in_time_has_sent_nothing() -> None:
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
@@ -129,6 +133,7 @@ def test_loopback_is_not_asked_through_a_proxy(
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9/")
     assert ask(webhook.url).status == 200
+    assert not failure("http://bmw.invalid/").was_sent  # the proxy was not reached
 
 
 def test_answers_are_wanted_uncompressed(webhook: Recorder) -> None:
@@ -150,7 +155,7 @@ def test_connection_is_kept_but_not_over_a_long_wait(webhook: Recorder, clock: C
 # --- What comes back ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [301, 302, 307])
+@pytest.mark.parametrize("status", [302, 307])
 def test_redirect_is_an_answer_and_not_followed(webhook: Recorder, status: int) -> None:
     webhook.answers = [lambda handler: handler.reply(status, Location=webhook.url + "next")]
     assert ask(webhook.url).status == status
