@@ -508,7 +508,7 @@ class Message:
     headers: dict[str, str] = field(default_factory=dict)
     made_s: float = 0.0  # time.time() when it was made
     next_try_s: float = 0.0  # time.time() when it is due
-    refusals: int = 0
+    refusals: int = 0  # by the address
     unanswered: int = 0  # times that it was sent, and may have been taken
     problem: str = ""  # what was last said of it
 
@@ -2686,8 +2686,6 @@ class Outbox:
         except NoAnswer as problem:
             if problem.was_sent:
                 message.unanswered += 1
-            else:
-                message.refusals += 1
             return str(problem)
         if is_taken(answer):
             self._say_taken(message, answer)
@@ -2742,8 +2740,9 @@ def is_due(message: Message, now_s: float) -> bool:
 
 
 def pause_before_next_try_s(tries: int) -> float:
-    """1, 2, 4 … 60 minutes."""
-    return min(A_MINUTE_S * 2.0 ** min(tries - 1, 10), AN_HOUR_S)
+    """1, 2, 4 … 60 minutes; 1 where none got through, for the network may be back."""
+    doublings = min(max(tries - 1, 0), 10)
+    return min(A_MINUTE_S * 2.0**doublings, AN_HOUR_S)
 
 
 def is_taken(answer: HttpAnswer) -> bool:

@@ -179,15 +179,16 @@ def test_message_that_may_have_been_taken_is_tried_twice_more(
     assert sender.memory.outbox == []
 
 
-def test_address_that_is_not_reached_is_tried_for_a_day(
-    sender: Sender, ntfy: Recorder, clock: Clock
+def test_address_that_is_not_reached_is_told_as_soon_as_it_is(
+    sender: Sender, ntfy: Recorder, clock: Clock, log: pytest.LogCaptureFixture
 ) -> None:
     ntfy.stop_listening()
     sender.tell(FULL)
     sender.wait(clock, 12)
     ntfy.listen_again()
-    sender.wait(clock, 1)
+    sender.wait(clock, 2 / 60)
     assert ntfy.messages() == [FULL.message]
+    assert len(log.messages) == 2  # that it is not reached, and that it was told
 
 
 @pytest.mark.parametrize("status", [200, 204, 302, 303])
