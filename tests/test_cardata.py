@@ -106,9 +106,9 @@ def test_container_is_made_once_and_kept(cardata: CarData, new: Client) -> None:
 
 def test_container_that_exists_is_found(cardata: CarData, new: Client) -> None:
     cardata.add_container(name="another program's")
-    cardata.add_container(state="DELETED")
     cardata.add_container(purpose=i3charge.SMALL)
     found = cardata.add_container()
+    cardata.add_container(state="DELETED")
     new.poll()
     assert (asked(cardata), new.memory.container.id) == ("LR", found)
 
@@ -185,19 +185,22 @@ def test_search_that_was_not_sent_is_made_again_at_the_next_poll(
     assert new.poll()
 
 
-@pytest.mark.parametrize(
-    ("lost", "is_listed"), [*((lost, False) for lost in LOST), (LOST[0], True)]
-)
+@pytest.mark.parametrize("lost", LOST)
 def test_container_that_bmw_has_lost_is_replaced(
-    cardata: CarData, client: Client, lost: Any, is_listed: bool
+    cardata: CarData, client: Client, lost: Any
 ) -> None:
     cardata.lost_container = lost
-    if is_listed:
-        client.memory.container.id = "S-unknown"
-    else:
-        cardata.containers[0]["state"] = "DELETED"
+    cardata.containers[0]["state"] = "DELETED"
     assert client.poll().charge == 62
-    assert asked(cardata) == ("RLR" if is_listed else "RLPR")
+    assert asked(cardata) == "RLPR"
+
+
+def test_lost_container_is_not_used_again_where_bmw_still_lists_it(
+    cardata: CarData, client: Client
+) -> None:
+    cardata.api_answers = [says_code("CU-105")]
+    assert client.poll().charge == 62
+    assert asked(cardata) == "RLPR"
 
 
 @pytest.mark.parametrize("code", ["CU-105", "CU-500"])
@@ -213,7 +216,7 @@ def test_list_that_is_refused_counts_as_a_try(
     assert gaps and min(gaps) >= HOUR_S
 
 
-@pytest.mark.parametrize("lost", LOST[1:3])
+@pytest.mark.parametrize("lost", LOST[2:3])
 def test_containers_cost_four_requests_an_hour_at_most(
     cardata: CarData, client: Client, clock: Clock, lost: Any
 ) -> None:
@@ -329,6 +332,13 @@ def test_quota_that_is_used_up_is_said_whatever_was_asked(
     cardata.quota, cardata.quota_status = answered, status
     problem = new.refused()
     assert str(problem) == "BMW says that CarData's 50 requests a day are used up"
+
+
+def test_too_many_requests_without_a_code_are_the_quota_too(
+    cardata: CarData, client: Client
+) -> None:
+    cardata.readings = [says(429)]
+    assert "50 requests a day are used up" in str(client.refused())
 
 
 @pytest.mark.parametrize(("clock_utc", "wait_s"), [((12, 0), 3600), ((23, 50), 660)])
