@@ -820,7 +820,7 @@ class Http:
         self._used_s = now_s
 
     def _read(self, response: requests.Response) -> bytes:
-        """The body, up to a limit; empty where it breaks off."""
+        """The body, up to a limit; a part of it, or nothing, where it breaks off."""
         body: bytes = b""
         with suppress(OSError, urllib3.exceptions.HTTPError):
             body = response.raw.read(self.BODY_LIMIT_BYTES)
@@ -1900,7 +1900,7 @@ class Portal:
             raise NoReading(answer.failure())
 
         fields = self._fields_in(answer.headers.get("Location", ""))
-        if fields.get("state", state) == state:
+        if fields.get("state", state) == state:  # which can be missing
             if fields.get("error"):
                 self._report_refusal(fields["error"])
             if is_token(fields.get("access_token")):

@@ -212,7 +212,7 @@ def test_line_suits_the_terminal(monkeypatch: pytest.MonkeyPatch, name: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("charge", "bar"), [(0, "░" * 10), (55, "█████▌░░░░"), (99.9, "█████████▉"), (100, "█" * 10)]
+    ("charge", "bar"), [(55, "█████▌░░░░"), (99.9, "█████████▉"), (100, "█" * 10)]
 )
 def test_bar_is_full_only_at_100_percent(charge: float, bar: str) -> None:
     assert i3charge.bar_of(charge, "░▏▎▍▌▋▊▉█") == bar

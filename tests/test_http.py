@@ -13,7 +13,7 @@ from conftest import Clock, Start
 from fake_bmw import Answer, Handler, Portal, Recorder, car
 
 import i3charge
-from i3charge import BearerToken, Http, HttpAnswer, NoAnswer, Request
+from i3charge import Http, HttpAnswer, NoAnswer, Request
 
 
 def ask(url: str, http: Http | None = None, **more: Any) -> HttpAnswer:
@@ -48,7 +48,8 @@ def reset(handler: Handler) -> None:
 
 
 def never(handler: Handler) -> None:
-    handler.server.closing.wait(60)
+    handler.server.closing.wait(20)
+    handler.reply(200)  # for a client that waits without a limit
 
 
 OK = "HTTP/1.1 200 OK\r\n"
@@ -111,15 +112,15 @@ def test_request_that_was_read_counts_as_sent(webhook: Recorder, answer: Answer)
 
 
 def test_netrc_cannot_replace_the_token(
-    webhook: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    portal: Portal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "netrc"
     file.write_text("machine 127.0.0.1 login secret password secret\n")
     monkeypatch.setenv("NETRC", str(file))
-    ask(webhook.url, auth=BearerToken("token"))
-    ask(webhook.url, auth=BearerToken())
-    sent = [request.headers.get("Authorization") for request in webhook.requests]
-    assert sent == ["Bearer token", None]
+    settings = i3charge.load_settings(portal.settings(), [], "")
+    i3charge.Portal(settings, Http()).poll()
+    login, poll = [request.headers.get("Authorization") for request in portal.requests]
+    assert (login, poll) == (None, f"Bearer {portal.tokens[0]}")
 
 
 def test_password_in_ones_own_address_is_used(webhook: Recorder) -> None:
@@ -127,13 +128,29 @@ def test_password_in_ones_own_address_is_used(webhook: Recorder) -> None:
     assert webhook.requests[0].headers["Authorization"].startswith("Basic ")
 
 
-def test_loopback_is_not_asked_through_a_proxy(
+def test_loopback_alone_is_not_asked_through_the_proxy(
+    webhook: Recorder, ntfy: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, ntfy.url)
+    ask(webhook.url)
+    assert (len(webhook.requests), ntfy.requests) == (1, [])
+    ask("http://bmw.invalid/")
+    assert [request.path for request in ntfy.requests] == ["http://bmw.invalid/"]
+
+
+def test_proxy_that_is_not_reached_has_sent_nothing(
     webhook: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9/")
-    assert ask(webhook.url).status == 200
-    assert not failure("http://bmw.invalid/").was_sent  # the proxy was not reached
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    webhook.stop_listening()
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, webhook.url)
+    assert not failure("http://bmw.invalid/").was_sent
+    webhook.listen_again()
 
 
 def test_answers_are_wanted_uncompressed(webhook: Recorder) -> None:
@@ -175,9 +192,19 @@ def test_body_without_an_object_is_an_empty_one(webhook: Recorder, body: str) ->
     assert ask(webhook.url).json() == {}
 
 
-def test_body_that_breaks_off_is_empty(webhook: Recorder) -> None:
-    webhook.answers = [raw(OK + "Content-Length: 100\r\n\r\n{}")]
-    assert (ask(webhook.url).status, ask(webhook.url).body) == (200, b"")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        raw(OK + 'Content-Length: 100\r\n\r\n{"a": '),
+        raw(OK + 'Transfer-Encoding: chunked\r\n\r\n10\r\n{"a": 1}\r\n'),
+        raw(OK + 'Content-Length: 100\r\n\r\n{"a": 1}', reset),
+    ],
+    ids=["hung-up", "chunk", "reset"],
+)
+def test_body_that_breaks_off_is_no_object(webhook: Recorder, answer: Answer) -> None:
+    webhook.answers = [answer]
+    found = ask(webhook.url, **SHORT)
+    assert (found.status, found.json()) == (200, {})
 
 
 def test_huge_body_costs_no_memory(webhook: Recorder) -> None:

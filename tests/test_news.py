@@ -373,7 +373,7 @@ def test_silence_in_a_charge_is_told_once(night: Night) -> None:
     assert night.watch.note_silence(START + timedelta(minutes=180))
 
 
-@pytest.mark.parametrize("status", ["plugged in", "waiting"])
+@pytest.mark.parametrize("status", ["waiting"])
 def test_silence_outside_of_a_charge_is_no_news(night: Night, status: str) -> None:
     night.take(10, 62, status)
     assert night.watch.note_silence(START + timedelta(hours=5)) == []

@@ -202,7 +202,7 @@ def test_message_is_taken(
     assert len(ntfy.requests) == 1
 
 
-@pytest.mark.parametrize("status", [301, 307, 404, 500])
+@pytest.mark.parametrize("status", [307, 404, 500])
 def test_message_is_not_taken(sender: Sender, ntfy: Recorder, status: int) -> None:
     ntfy.answers = [says(status, Location="/elsewhere")]
     sender.tell(FULL)
