@@ -2983,6 +2983,8 @@ def main() -> int:
 
 def handle_signals() -> None:
     """Let a closed terminal and a shutdown end the program as a Ctrl-C does."""
+    # A Ctrl-C in the middle of a request makes Python complain of half-made sockets.
+    sys.unraisablehook = lambda _: None
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
