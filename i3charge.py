@@ -779,7 +779,7 @@ class Http:
         self._session.headers["User-Agent"] = f"i3charge/{__version__}"
         # Compressed, a small body could become a huge one in memory.
         self._session.headers["Accept-Encoding"] = "identity"
-        self._used_s = time.time()
+        self._last_request_s = time.time()
 
     def send(self, request: Request) -> HttpAnswer:
         """Raises NoAnswer where none comes."""
@@ -815,9 +815,9 @@ class Http:
 
     def _close_idle(self) -> None:
         now_s = time.time()
-        if now_s - self._used_s > self.KEPT_S:
+        if now_s - self._last_request_s > self.KEPT_S:
             self._session.close()
-        self._used_s = now_s
+        self._last_request_s = now_s
 
     def _read(self, response: requests.Response) -> bytes:
         """The body, up to a limit; a part of it, or nothing, where it breaks off."""
@@ -861,7 +861,7 @@ def log_values(values: Mapping[str, object], vin: str) -> None:
 
 
 # --- CarData: the sign-in -------------------------------------------------------------
-SUBSCRIBE = "in the My BMW portal, subscribe the client id to the CarData API"
+SUBSCRIBE = "subscribe the client id to the CarData API"
 
 
 @dataclass
@@ -1043,7 +1043,8 @@ class CarDataSignIn:
         }
         answer = self._post("a sign-in", "device/code", form)
         if answer.status == 403:
-            why = f"BMW does not let this client id in yet: {SUBSCRIBE}"
+            advice = f"{SUBSCRIBE} in the My BMW portal"
+            why = f"BMW does not let this client id in yet: {advice}"
             wait_s = self.OUTAGE_PAUSE_S if self._kept.has_worked else A_MINUTE_S
             raise NoReading(why, wait_s=wait_s)
         if is_oauth_error(answer):
@@ -1107,11 +1108,8 @@ class CarDataSignIn:
         self._code = None
         self._codes = 0
         self._kept.owner_told_s = 0.0
-        why = (
-            "BMW has failed over this code; it works more often in a private window"
-            " without an ad blocker; if not, delete the client id in the portal and"
-            " make a new one"
-        )
+        advice = "confirm the next one in a private window without an ad blocker"
+        why = f"BMW has failed over this code: {advice}"
         raise NoReading(why, wait_s=A_MINUTE_S)
 
     def _report_refusal(self, answer: HttpAnswer) -> NoReturn:
@@ -1122,9 +1120,8 @@ class CarDataSignIn:
         """
         if not self._kept.has_worked:
             error = printable(answer.json().get("error"), self.secret_words())
-            why = f"BMW refuses the sign-in ({error})"
-            advice = "start again for a new code, or check CARDATA_CLIENT_ID and"
-            raise SignInRefused(f"{why}: {advice} {SUBSCRIBE}")
+            advice = f"check CARDATA_CLIENT_ID, {SUBSCRIBE}, and start again"
+            raise SignInRefused(f"BMW refuses the sign-in ({error}): {advice}")
         if self._kept.outage_told:
             raise NoReading("", wait_s=self.OUTAGE_PAUSE_S)
         self._kept.outage_told = True
@@ -1290,7 +1287,8 @@ class CarDataApi:
         code = error_code(answer)
         if code == WRONG_SCOPE:
             self._sign_in.forget_tokens()
-            why = f"this sign-in is not for CarData: {SUBSCRIBE}"
+            advice = f"{SUBSCRIBE} in the My BMW portal"
+            why = f"this sign-in is not for CarData: {advice}"
             raise NoReading(why, wait_s=A_MINUTE_S)
         if code == QUOTA_USED_UP or answer.status == 429:
             why = "BMW says that CarData's 50 requests a day are used up"
@@ -1321,8 +1319,7 @@ def advice_on(code: str) -> str:
     if code == DESCRIPTOR_REFUSED:
         return ": get a newer i3charge.py"
     if code == NOT_SUBSCRIBED:
-        primary = "check that you are the car's primary user"
-        return f": subscribe the client id to the CarData API, and {primary}"
+        return f": {SUBSCRIBE}, and check that you are the car's primary user"
     return ""
 
 
@@ -3088,7 +3085,7 @@ def simulated_bmw() -> Iterator[dict[str, str]]:
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
     from threading import Thread
 
-    minutes_a_percent = 3.6  # as at 11 kW
+    minutes_a_percent = 3.3  # as at 7 kW
     started_at = datetime.now(timezone.utc)
     full_at = started_at + timedelta(minutes=(100 - 61) * minutes_a_percent)
     charges = [61 + 1.5 * step for step in range(26)]

@@ -164,7 +164,7 @@ def test_client_id_that_bmw_does_not_know_ends_a_first_sign_in(
 ) -> None:
     script = start(settings={**cardata.settings(), "CARDATA_CLIENT_ID": "secret-wrong-id"})
     assert script.end() == 1
-    assert script.stderr_with("BMW refuses the sign-in (invalid_client): start again")
+    assert script.stderr_with("BMW refuses the sign-in (invalid_client): check CARDATA_CLIENT_ID")
 
 
 def test_client_id_that_is_not_let_in_yet_is_told_what_to_subscribe(
@@ -172,7 +172,7 @@ def test_client_id_that_is_not_let_in_yet_is_told_what_to_subscribe(
 ) -> None:
     cardata.device_answers = [says(403, "<html>")]
     problem = new.refused()
-    assert str(problem).endswith("subscribe the client id to the CarData API")
+    assert str(problem).endswith(f"{i3charge.SUBSCRIBE} in the My BMW portal")
     assert problem.wait_s == 60
 
 

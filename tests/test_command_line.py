@@ -56,12 +56,13 @@ def test_demo_charges_to_full(
     assert charges == sorted(charges) and len(lines) == 28
 
     clocks = [line[4] for line in lines if len(line) > 4]
-    assert len(set(clocks[:-1])) == 1  # until ten minutes are left in the story
+    assert len(set(clocks[:-2])) == 1  # until ten minutes are left in the story
 
     assert script.stderr[-1].endswith('That was a simulation. Next: README.md, "Your own car".')
     said = [line.split("  ", 1)[1].split(" ")[0] for line in script.stderr]
     expected = ["simulated", "Charging", "80%", "Full", "Fully", "That"]
     assert [word for word in said if not word.startswith("127")] == expected
+    assert any("Full in about 10 min" in line for line in script.stderr)
     events = [json.loads(request.body)["event"] for request in webhook.accepted]
     assert events == ["started", "reached", "soon", "full"]
     assert json.loads(webhook.accepted[0].body)["title"] == "BMW i3 (demo)"
