@@ -30,7 +30,8 @@ def run_demo() -> str:
     """All that the demo writes to a terminal."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS)}
+    # Nothing of one's own: neither colours switched off, nor a phone that would be told.
+    environment = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "LANG": "C.UTF-8"}
     command = [sys.executable, str(ROOT / "i3charge.py"), "--demo", "--env-file", os.devnull]
     process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
@@ -64,12 +65,14 @@ def lines_to_show(written: str) -> list[str]:
 
 
 def draw(lines: list[str]) -> str:
-    """As SVG, with the fonts of whoever looks at it."""
+    """As SVG, with the fonts of whoever looks at it, stretched to the cells of a terminal."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     for line in lines:
         console.print(Text.from_ansi(line), soft_wrap=True)
     svg = console.export_svg(title="i3charge", theme=MONOKAI)
     svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
+    # Else the bar has gaps in a narrow font, for its cells are only moved apart.
+    svg = svg.replace("textLength=", 'lengthAdjust="spacingAndGlyphs" textLength=')
     return svg.replace("Fira Code", "Menlo, Consolas, DejaVu Sans Mono")
 
 
