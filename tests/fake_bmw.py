@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -27,7 +26,6 @@ class Request:
     headers: dict[str, str]
     body: bytes
     connection: int  # the client's port: one for each connection
-    time: float  # time.monotonic()
 
     @property
     def form(self) -> dict[str, str]:
@@ -50,14 +48,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer_request(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        request = Request(
-            method=self.command,
-            path=self.path,
-            headers=dict(self.headers),
-            body=self.body,
-            connection=self.client_address[1],
-            time=time.monotonic(),
-        )
+        headers = dict(self.headers)
+        request = Request(self.command, self.path, headers, self.body, self.client_address[1])
         with self.server.changed:
             self.server.requests.append(request)
             self.server.changed.notify_all()
@@ -158,8 +150,6 @@ def car(charge: object = "62.0", **fields: object) -> dict[str, Any]:
         "beRemainingRangeElectricMile": "62.0",
         "unitOfLength": "km",
         "updateTime": f"{datetime.now(timezone.utc):%d.%m.%Y %H:%M:%S} UTC",
-        "DCS_CCH_Ongoing ": None,
-        "Segment_LastTrip_time_segment_end": "24.02.2018 23:17:00 UTC",
         **fields,
     }
     kept = {name: value for name, value in attributes.items() if value is not None}
@@ -204,14 +194,13 @@ class Portal(Door):
 
     def __init__(self) -> None:
         super().__init__(car())
-        self.username, self.password = USERNAME, PASSWORD
         self.logins: list[Answer | None] = [None]
         self.tokens: list[str] = []
 
     def settings(self) -> dict[str, str]:
         return {
-            "USERNAME": self.username,
-            "PASSWORD": self.password,
+            "USERNAME": USERNAME,
+            "PASSWORD": PASSWORD,
             "AUTH_CLIENT_ID": CLIENT_ID,
             "VEHICLE_IDENTIFICATION_NUMBER": VIN,
             "CONNECTED_DRIVE_BASE_URL": self.url + "api/",
@@ -242,17 +231,15 @@ class Portal(Door):
         form = dict(parse_qsl(handler.body.decode()))
         sent = (form.get("username"), form.get("password"), form.get("client_id"))
         fixed = (form.get("response_type"), form.get("scope"), form.get("redirect_uri"))
-        if sent != (self.username, self.password, CLIENT_ID):
+        if sent != (USERNAME, PASSWORD, CLIENT_ID):
             handler.reply(302, Location=f"{REDIRECT_URI}?error=access_denied")
         elif fixed != ("token", "authenticate_user fupo", REDIRECT_URI):
             handler.reply(400, {"error": "invalid_request"})
         else:
             self.tokens.append(f"secret+token/{len(self.tokens) + 1}=")
-            self.redirect(handler, access_token=self.tokens[-1], state=form["state"])
-
-    def redirect(self, handler: Handler, **fields: str) -> None:
-        text = "&".join(f"{name}={quote(value, safe='')}" for name, value in fields.items())
-        handler.reply(302, Location=f"{REDIRECT_URI}#{text}&token_type=Bearer&expires_in=7199")
+            token = quote(self.tokens[-1], safe="")
+            fields = f"access_token={token}&state={form['state']}&token_type=Bearer"
+            handler.reply(302, Location=f"{REDIRECT_URI}#{fields}&expires_in=7199")
 
     def expire_token(self, handler: Handler) -> None:
         """As a reading: the token that was just used has expired."""

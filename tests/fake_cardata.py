@@ -6,12 +6,10 @@ import base64
 import dataclasses
 import hashlib
 import json
-import re
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Optional
 from urllib.parse import parse_qs, urlsplit
 
 from fake_bmw import VIN, Answer, Door, Handler, Request
@@ -23,36 +21,36 @@ API_SCOPE = "cardata:api:read"
 SCOPE = f"authenticate_user openid {API_SCOPE}"
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 
+ENGINE = "vehicle.drivetrain.electricEngine."
 HEADER = "vehicle.drivetrain.batteryManagement.header"
 DISPLAYED = "vehicle.powertrain.electric.battery.stateOfCharge.displayed"
-PREDICTED = "vehicle.drivetrain.electricEngine.charging.level"
-HV_STATUS = "vehicle.drivetrain.electricEngine.charging.hvStatus"
-STATUS = "vehicle.drivetrain.electricEngine.charging.status"
-MINUTES = "vehicle.drivetrain.electricEngine.charging.timeToFullyCharged"
-REMAINING = "vehicle.drivetrain.electricEngine.charging.timeRemaining"
-REASON = "vehicle.drivetrain.electricEngine.charging.hvpmFinishReason"
-RANGE = "vehicle.drivetrain.electricEngine.kombiRemainingElectricRange"
+PREDICTED = ENGINE + "charging.level"
+HV_STATUS = ENGINE + "charging.hvStatus"
+STATUS = ENGINE + "charging.status"
+MINUTES = ENGINE + "charging.timeToFullyCharged"
+REMAINING = ENGINE + "charging.timeRemaining"
+REASON = ENGINE + "charging.hvpmFinishReason"
+RANGE = ENGINE + "kombiRemainingElectricRange"
 PLUG = "vehicle.body.chargingPort.status"
 PLUG2 = "vehicle.body.chargingPort.combinedStatus"
 
 # All of these are in BMW's catalogue, and in containers of clients that owners use.
 # The catalogue has vehicle.drivetrain.lastRemainingRange, too, which is 0 on an electric i3. It
 # is not accepted here, unlike at BMW, for nobody is to ask for it.
-DESCRIPTORS = frozenset(
-    {
-        HEADER,
-        DISPLAYED,
-        PREDICTED,
-        HV_STATUS,
-        STATUS,
-        MINUTES,
-        REMAINING,
-        REASON,
-        RANGE,
-        PLUG,
-        PLUG2,
-    }
-)
+NAMES = {
+    "header": HEADER,
+    "displayed": DISPLAYED,
+    "predicted": PREDICTED,
+    "hv_status": HV_STATUS,
+    "status": STATUS,
+    "minutes": MINUTES,
+    "remaining": REMAINING,
+    "reason": REASON,
+    "range": RANGE,
+    "plug": PLUG,
+    "plug2": PLUG2,
+}
+DESCRIPTORS = frozenset(NAMES.values())
 MADE_BY_BMW = (PREDICTED, HV_STATUS)
 UNITS = {HEADER: "%", DISPLAYED: "%", PREDICTED: "%", MINUTES: "min", REMAINING: "min"}
 
@@ -74,19 +72,6 @@ def telematic(now: datetime | None = None, **entries: Any) -> dict[str, Any]:
     `predicted` and `hv_status` are BMW's own: they are stamped with `now`, whatever their age.
     """
     now = now or datetime.now(timezone.utc)
-    names = {
-        "header": HEADER,
-        "displayed": DISPLAYED,
-        "predicted": PREDICTED,
-        "hv_status": HV_STATUS,
-        "status": STATUS,
-        "minutes": MINUTES,
-        "remaining": REMAINING,
-        "reason": REASON,
-        "range": RANGE,
-        "plug": PLUG,
-        "plug2": PLUG2,
-    }
     given: dict[str, Any] = {
         "header": ("52", 60),
         "predicted": "62",
@@ -101,7 +86,7 @@ def telematic(now: datetime | None = None, **entries: Any) -> dict[str, Any]:
     for entry, parts in given.items():
         if parts is None:
             continue
-        name = names[entry]
+        name = NAMES[entry]
         value, *rest = parts if isinstance(parts, tuple) else (parts,)
         age = rest[0] if rest else 0
         unit = rest[1] if len(rest) > 1 else UNITS.get(name)
@@ -130,7 +115,6 @@ def full(**entries: Any) -> dict[str, Any]:
 class DeviceCode:
     challenge: str
     state: Literal["good", "failed", "used"] = "good"
-    issued_s: float = field(default_factory=time.monotonic)
 
     def fits(self, verifier: str) -> bool:
         digest = hashlib.sha256(verifier.encode()).digest()
@@ -145,78 +129,44 @@ def oauth_error(status: int, error: str) -> Answer:
     return says(status, {"error": error})
 
 
+# A refusal: the status, and BMW's error code or None where no such code is sent.
+Code = tuple[int, Optional[str]]
+
+
 class CarData(Door):
-    """What it does next, as functions of the handler:
-
-    - `readings`: what the car's status is, the last one stays. A dict will do, of which the
-      container's descriptors are sent. It is sent as it was made, with the stamps of then.
-    - `device_answers`, `token_answers`: the next answers to a request for a code, for a token.
-    - `api_answers`: the next answers of the API, to requests that it does not refuse.
-
-    Its rules, to be set by a test. A refusal is a status and a BMW error code, or a status and
-    None where no such code is sent:
-
-    - `quota`: requests that the API answers before it refuses them all, with `quota_status`.
-    - `client_id`: the only one it knows, letter by letter. The real ones are lower-case UUIDs.
-    - `pending`: times that a sign-in is not confirmed yet; `interval_s`: seconds in between.
-    - `complete_uri`: whether a device code comes with an address that holds the user code.
-    - `code_life_s`, `expired_codes`: after so many seconds a device code has expired, and these
-      device codes have. It is always said to live for 300 s.
-    - `codes_that_fail`: so many confirmed codes end in BMW's error 500, and are used up by it.
-    - `scope`: of the tokens from the next sign-in on, refreshed ones included. Without
-      `cardata:api:read` the API refuses them.
-    - `lifetime_s`, `token_life_s`: the seconds an access token is said to live, and does live;
-      None is for ever.
-    - `expiry_refusal`: of an access token that is expired or not the newest.
-    - `accepted_descriptors`: with any other, a container is refused, with
-      `descriptor_refusal`.
-    - `container_refusal`: of every new container, if it is not None.
-    - `most_containers`: deleted ones count.
-    - `lost_container`: the refusal of a container that is unknown or deleted.
-
-    What it has come to:
-
-    - `spent`: requests to the API, refused ones too; `served`: readings that were sent whole.
-    - `sign_ins`, `refreshes`, `refused_refreshes`: over HTTP; those refused had a dead token.
-    - `tokens`: pairs of tokens that were made; `access_token`, `refresh_token`: the newest, the
-      only ones that are good.
-    - `containers`, `device_codes`: all that were made.
-    """
+    """Its `readings` are sent as they were made, without what is not in the container."""
 
     def __init__(self) -> None:
         super().__init__(telematic())
+        # What it answers next, in the place of what its rules say.
         self.device_answers: list[Answer] = []
         self.token_answers: list[Answer] = []
         self.api_answers: list[Answer] = []
 
-        self.quota = 50
-        self.quota_status = 403
-        self.client_id = CLIENT_ID
-        self.pending = 1
-        self.interval_s = 0.05
-        self.complete_uri = True
-        self.code_life_s: float | None = None
-        self.expired_codes: set[str] = set()
-        self.codes_that_fail = 0
-        self.scope = SCOPE
-        self.lifetime_s: float = 3599
-        self.token_life_s: float | None = None
-        self.expiry_refusal: tuple[int, str | None] = (401, "CU-102")
+        # Its rules, to be set by a test.
+        self.client_id = CLIENT_ID  # the only one that it knows, letter by letter
+        self.quota, self.quota_status = 50, 403  # requests to the API, before it refuses all
+        self.pending = 1  # times that a sign-in is not confirmed yet
+        self.interval_s = 0.05  # between two questions whether it is
+        self.complete_uri = True  # with a code comes an address that holds it
+        self.expired_codes: set[str] = set()  # device codes
+        self.codes_that_fail = 0  # confirmed codes that end in BMW's error 500, and are used up
+        self.scope = SCOPE  # of the tokens from the next sign-in on
+        self.expiry_refusal: Code = (401, "CU-102")  # of any but the newest access token
         self.accepted_descriptors: set[str] = set(DESCRIPTORS)
-        self.descriptor_refusal: tuple[int, str | None] = (400, "CU-402")
-        self.container_refusal: tuple[int, str | None] | None = None
-        self.most_containers = 10
-        self.lost_container: tuple[int, str | None] = (403, "CU-105")
+        self.descriptor_refusal: Code = (400, "CU-402")  # of a container with any other
+        self.container_refusal: Code | None = None  # of every new container
+        self.most_containers = 10  # deleted ones count
+        self.lost_container: Code = (403, "CU-105")  # of one that is unknown or deleted
 
-        self.spent = 0
+        # What it has come to.
+        self.spent = 0  # requests to the API, refused ones too
         self.sign_ins = 0
         self.refreshes = 0
-        self.refused_refreshes = 0
-        self.tokens = 0
-        self.access_token = ""
+        self.tokens = 0  # pairs that were made
+        self.access_token = ""  # the newest tokens, the only ones that are good
         self.refresh_token = ""
         self.token_scope = ""
-        self.token_made_s = 0.0
         self.containers: list[dict[str, Any]] = []
         self.containers_made = 0
         self.device_codes: dict[str, DeviceCode] = {}
@@ -262,13 +212,12 @@ class CarData(Door):
         self.access_token = f"secret-access-{self.tokens}"
         self.refresh_token = f"secret-refresh-{self.tokens}"
         self.token_scope = scope
-        self.token_made_s = time.monotonic()
         return {
             "access_token": self.access_token,
             "refresh_token": self.refresh_token,
             "id_token": "secret-id",
             "token_type": "Bearer",
-            "expires_in": self.lifetime_s,
+            "expires_in": 3599,
             "scope": scope,
             "gcid": "secret-gcid",
         }
@@ -341,7 +290,6 @@ class CarData(Door):
 
     def refresh(self, refresh_token: str | None) -> Answer:
         if not refresh_token or refresh_token != self.refresh_token:
-            self.refused_refreshes += 1
             return oauth_error(400, "invalid_grant")
         self.refreshes += 1
         return says(200, self.new_tokens(self.token_scope))
@@ -352,9 +300,7 @@ class CarData(Door):
             return oauth_error(400, "invalid_grant")
         if code.state == "failed":
             return oauth_error(403, "access_denied")
-        age_s = time.monotonic() - code.issued_s
-        outlived = self.code_life_s is not None and age_s > self.code_life_s
-        if outlived or device_code in self.expired_codes:
+        if device_code in self.expired_codes:
             return oauth_error(401, "expired_token")
         if self.pending > 0:
             self.pending -= 1
@@ -381,9 +327,6 @@ class CarData(Door):
             return self.refusal((400, "CU-000"), "x-version missing")
         if request.headers.get("Authorization") != f"Bearer {self.access_token}":
             return self.token_refusal()
-        age_s = time.monotonic() - self.token_made_s
-        if self.token_life_s is not None and age_s > self.token_life_s:
-            return self.token_refusal()
         if API_SCOPE not in self.token_scope.split():
             return self.refusal((403, "CU-103"), "Scope is not CarData")
         return self.next_of(self.api_answers) or self.resource(request, path)
@@ -394,9 +337,6 @@ class CarData(Door):
             return says(200, {"containers": [self.listed(c) for c in self.containers]})
         if asked == ("POST", "customers/containers"):
             return self.new_container(json.loads(request.body))
-        one = re.fullmatch("GET customers/containers/([^/]+)", " ".join(asked))
-        if one:
-            return self.container(one[1])
         if asked == ("GET", f"customers/vehicles/{VIN}/telematicData"):
             query = parse_qs(urlsplit(request.path).query)
             return self.telematic_data(query.get("containerId", [""])[0])
@@ -407,12 +347,6 @@ class CarData(Door):
     @staticmethod
     def listed(container: dict[str, Any]) -> dict[str, Any]:
         return {name: what for name, what in container.items() if name != "technicalDescriptors"}
-
-    def container(self, container_id: str) -> Answer:
-        for container in self.containers:
-            if container["containerId"] == container_id:
-                return says(200, container)
-        return self.lost_container_refusal()
 
     def new_container(self, asked: dict[str, Any]) -> Answer:
         assert set(asked) == {"name", "purpose", "technicalDescriptors"}
@@ -458,7 +392,7 @@ class CarData(Door):
             return oauth_error(status, "invalid_token")
         return self.refusal((status, code), "Token expired")
 
-    def refusal(self, refusal: tuple[int, str | None], message: str) -> Answer:
+    def refusal(self, refusal: Code, message: str) -> Answer:
         status, code = refusal
         if code is None:
             return says(status)
