@@ -145,7 +145,8 @@ class CarData(Door):
 
         # Its rules, to be set by a test.
         self.client_id = CLIENT_ID  # the only one that it knows, letter by letter
-        self.quota, self.quota_status = 50, 403  # requests to the API, before it refuses all
+        self.quota = 50  # requests to the API, before it refuses all
+        self.quota_refusal: Code = (403, "CU-429")
         self.pending = 1  # times that a sign-in is not confirmed yet
         self.interval_s = 0.05  # between two questions whether it is
         self.complete_uri = True  # with a code comes an address that holds it
@@ -322,7 +323,7 @@ class CarData(Door):
     def api(self, request: Request, path: str) -> Answer:
         self.spent += 1
         if self.spent > self.quota:
-            return self.refusal((self.quota_status, "CU-429"), "Quota used up")
+            return self.refusal(self.quota_refusal, "Quota used up")
         if request.headers.get("x-version") != "v1":
             return self.refusal((400, "CU-000"), "x-version missing")
         if request.headers.get("Authorization") != f"Bearer {self.access_token}":

@@ -157,23 +157,16 @@ def test_small_container_is_tried_anew_once_a_day_after_a_failure_of_bmws(
     assert new.memory.container.purpose == i3charge.FULL
 
 
-def test_small_container_stays_where_bmw_does_not_know_a_descriptor(
-    cardata: CarData, new: Client, clock: Clock
+@pytest.mark.parametrize(("at_first", "asked_for"), [((400, "CU-402"), 2), ((500, None), 3)])
+def test_small_container_stays_once_bmw_has_named_a_descriptor(
+    cardata: CarData, new: Client, clock: Clock, at_first: Any, asked_for: int
 ) -> None:
     cardata.accepted_descriptors = OF_THE_CAR
-    poll_for(new, clock, 50)
-    assert asked(cardata).count("P") == 2
-
-
-def test_small_container_is_not_tried_anew_once_bmw_has_named_a_descriptor(
-    cardata: CarData, new: Client, clock: Clock
-) -> None:
-    cardata.accepted_descriptors = OF_THE_CAR
-    cardata.descriptor_refusal = (500, None)
+    cardata.descriptor_refusal = at_first
     poll_for(new, clock, 1)
     cardata.descriptor_refusal = (400, "CU-402")
     poll_for(new, clock, 75)
-    assert asked(cardata).count("P") == 3
+    assert asked(cardata).count("P") == asked_for
 
 
 def test_search_that_was_not_sent_is_made_again_at_the_next_poll(
@@ -216,12 +209,11 @@ def test_list_that_is_refused_counts_as_a_try(
     assert gaps and min(gaps) >= HOUR_S
 
 
-@pytest.mark.parametrize("lost", LOST[2:3])
 def test_containers_cost_four_requests_an_hour_at_most(
-    cardata: CarData, client: Client, clock: Clock, lost: Any
+    cardata: CarData, client: Client, clock: Clock
 ) -> None:
     """Whatever is asked, BMW says that it has lost the container."""
-    cardata.lost_container = lost
+    cardata.lost_container = (404, None)
     cardata.most_containers = 10_000
     cardata.next_reading = lambda _: cardata.lost_container_refusal()  # type: ignore
     times = poll_for(client, clock, 24)
@@ -313,32 +305,14 @@ def test_request_that_was_not_sent_costs_nothing(cardata: CarData, client: Clien
     cardata.listen_again()
 
 
-def test_new_client_id_keeps_the_times_of_the_accounts_requests(
-    cardata: CarData, tmp_path: Path
-) -> None:
-    path = tmp_path / ".i3charge.json"
-    memory = cardata.keep(path)
-    memory.requests_s = [1.0, 2.0]
-    memory.save()
-    loaded = i3charge.load_memory(path, "another client id", VIN)
-    assert loaded.requests_s == [1.0, 2.0]
-    assert loaded.sign_in == i3charge.SignIn()
-
-
-@pytest.mark.parametrize(("status", "answered"), [(403, 0), (429, 0), (403, 1), (403, 2)])
+@pytest.mark.parametrize("refusal", [(403, "CU-429"), (429, "CU-429"), (429, None)])
+@pytest.mark.parametrize("answered", [0, 1, 2], ids=["list", "container", "reading"])
 def test_quota_that_is_used_up_is_said_whatever_was_asked(
-    cardata: CarData, new: Client, status: int, answered: int
+    cardata: CarData, new: Client, refusal: Any, answered: int
 ) -> None:
-    cardata.quota, cardata.quota_status = answered, status
+    cardata.quota, cardata.quota_refusal = answered, refusal
     problem = new.refused()
     assert str(problem) == "BMW says that CarData's 50 requests a day are used up"
-
-
-def test_too_many_requests_without_a_code_are_the_quota_too(
-    cardata: CarData, client: Client
-) -> None:
-    cardata.readings = [says(429)]
-    assert "50 requests a day are used up" in str(client.refused())
 
 
 @pytest.mark.parametrize(("clock_utc", "wait_s"), [((12, 0), 3600), ((23, 50), 660)])

@@ -17,7 +17,7 @@ from fake_bmw import VIN, Portal, Recorder
 from fake_cardata import CarData, full, telematic
 
 import i3charge
-from i3charge import CannotStart, Charge, Container, Memory, Message, SignIn
+from i3charge import Charge, Container, Memory, Message, SignIn
 
 
 def memory(path: Path) -> Memory:
@@ -192,19 +192,6 @@ def test_file_that_cannot_be_read_ends_the_program_and_stays(
     assert kept.is_dir() and cardata.requests == []
 
 
-def test_file_of_root_ends_the_program(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory(path).save()
-
-    def refuse(_: Path) -> bytes:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(CannotStart) as raised:
-        load(path)
-    assert raised.value.lines == [f"{path} cannot be read: Permission denied"]
-    assert raised.value.exit_status == 2
-
-
 # --- A file that cannot be written ----------------------------------------------------
 
 
@@ -262,15 +249,3 @@ def test_second_process_ends_at_once_and_names_the_first(
 
 def test_where_no_lock_can_be_had_it_goes_on_without(tmp_path: Path) -> None:
     assert i3charge.lock_memory(tmp_path / "nowhere" / ".i3charge.json") is None
-
-
-def test_lock_is_free_when_its_process_has_gone(path: Path) -> None:
-    lock = i3charge.lock_memory(path)
-    assert lock
-    with pytest.raises(CannotStart) as raised:
-        i3charge.lock_memory(path)
-    assert raised.value.exit_status == 1
-    lock.close()
-    again = i3charge.lock_memory(path)
-    assert again
-    again.close()
