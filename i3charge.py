@@ -431,12 +431,36 @@ def duration(seconds: float) -> str:
     return f"{round(minutes / 1440)} days"
 
 
+# --- What a server sends, which can be anything ---------------------------------------
 def text_or_empty(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
 def dict_or_empty(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def number(value: object, most: float) -> float | None:
+    """A number from 0 to `most`; None if it is no such number."""
+    text = str(value).strip() if isinstance(value, (str, int, float)) else ""
+    if re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,20})?", text) and float(text) <= most:
+        return float(text)
+    return None
+
+
+def utc(value: object) -> datetime | None:
+    """An ISO 8601 time; one without an offset is in UTC already."""
+    with suppress(ValueError, OverflowError):
+        moment = datetime.fromisoformat(text_or_empty(value).replace("Z", "+00:00"))
+        if moment.tzinfo is None:
+            return moment.replace(tzinfo=timezone.utc)
+        return moment.astimezone(timezone.utc)
+    return None
+
+
+def is_token(value: object) -> bool:
+    """Whether it can stand in a header, or in a line of the terminal."""
+    return bool(re.fullmatch(r"[\x21-\x7e]+", text_or_empty(value)))
 
 
 def printable(value: object, hidden: Iterable[str]) -> str:
@@ -846,11 +870,6 @@ def was_sent(error: Exception) -> bool:
     return not isinstance(reason, urllib3.exceptions.NewConnectionError)
 
 
-def is_token(value: object) -> bool:
-    """Whether it can stand in a header, or in a line of the terminal."""
-    return bool(re.fullmatch(r"[\x21-\x7e]+", text_or_empty(value)))
-
-
 def log_values(values: Mapping[str, object], vin: str) -> None:
     """Show what a reading is made of, for --verbose; but not where the car stands."""
     shown = re.compile("harg|Range|onnector|pdateTime|header|stateOfCharge")
@@ -862,6 +881,7 @@ def log_values(values: Mapping[str, object], vin: str) -> None:
 
 # --- CarData: the sign-in -------------------------------------------------------------
 SUBSCRIBE = "subscribe the client id to the CarData API"
+SUBSCRIBE_IN_PORTAL = f"{SUBSCRIBE} in the My BMW portal"
 
 
 @dataclass
@@ -1043,8 +1063,7 @@ class CarDataSignIn:
         }
         answer = self._post("a sign-in", "device/code", form)
         if answer.status == 403:
-            advice = f"{SUBSCRIBE} in the My BMW portal"
-            why = f"BMW does not let this client id in yet: {advice}"
+            why = f"BMW does not let this client id in yet: {SUBSCRIBE_IN_PORTAL}"
             wait_s = self.OUTAGE_PAUSE_S if self._kept.has_worked else A_MINUTE_S
             raise NoReading(why, wait_s=wait_s)
         if is_oauth_error(answer):
@@ -1287,8 +1306,7 @@ class CarDataApi:
         code = error_code(answer)
         if code == WRONG_SCOPE:
             self._sign_in.forget_tokens()
-            advice = f"{SUBSCRIBE} in the My BMW portal"
-            why = f"this sign-in is not for CarData: {advice}"
+            why = f"this sign-in is not for CarData: {SUBSCRIBE_IN_PORTAL}"
             raise NoReading(why, wait_s=A_MINUTE_S)
         if code == QUOTA_USED_UP or answer.status == 429:
             why = "BMW says that CarData's 50 requests a day are used up"
@@ -1788,24 +1806,6 @@ def reported_in(data: TelematicData) -> datetime | None:
     """When the car last spoke. BMW stamps what it computes itself at every answer."""
     own = [data.said(name) for name in (HEADER, DISPLAYED, STATUS)]
     return newest(*own, plug_in(data)).at
-
-
-def number(value: object, most: float) -> float | None:
-    """A number from 0 to `most`; None if it is no such number."""
-    text = str(value).strip() if isinstance(value, (str, int, float)) else ""
-    if re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,20})?", text) and float(text) <= most:
-        return float(text)
-    return None
-
-
-def utc(value: object) -> datetime | None:
-    """An ISO 8601 time; one without an offset is in UTC already."""
-    with suppress(ValueError, OverflowError):
-        moment = datetime.fromisoformat(text_or_empty(value).replace("Z", "+00:00"))
-        if moment.tzinfo is None:
-            return moment.replace(tzinfo=timezone.utc)
-        return moment.astimezone(timezone.utc)
-    return None
 
 
 # --- The ConnectedDrive portal --------------------------------------------------------
@@ -3079,25 +3079,46 @@ def run_demo(arguments: argparse.Namespace) -> int:
     return status
 
 
+class SimulatedCar:
+    """An i3 that charges from 61 % to full, a little more at every question."""
+
+    MINUTES_A_PERCENT = 3.3  # as at 7 kW
+
+    def __init__(self) -> None:
+        charges = [61 + 1.5 * step for step in range(26)]
+        charging = [("CHARGING", charge) for charge in charges]
+        self._story = iter([("NOT_CHARGING", 61.0), *charging])
+        minutes = (100 - 61) * self.MINUTES_A_PERCENT
+        self._full_at = datetime.now(timezone.utc) + timedelta(minutes=minutes)
+
+    def answer(self) -> dict[str, str]:
+        """What the portal says of it this time."""
+        status, charge = next(self._story, ("FINISHED_FULLY_CHARGED", 100.0))
+        now = datetime.now(timezone.utc).replace(microsecond=0)
+        return {
+            "chargingLevelHv": str(charge),
+            "chargingHVStatus": status,
+            "connectorStatus": "CONNECTED",
+            "chargingTimeRemaining": f"{self._minutes_to_full(charge, now):.3f}",
+            "beRemainingRangeElectric": f"{charge * 1.6:.1f}",
+            "updateTime": f"{now:%d.%m.%Y %H:%M:%S} UTC",
+        }
+
+    def _minutes_to_full(self, charge: float, now: datetime) -> float:
+        """The time of day when it is full stands still, until the end is near."""
+        left_in_story = (100 - charge) * self.MINUTES_A_PERCENT
+        if left_in_story <= SOON_MINUTES:
+            return left_in_story
+        return (self._full_at - now).total_seconds() / 60
+
+
 @contextmanager
 def simulated_bmw() -> Iterator[dict[str, str]]:
-    """Serve a portal on this computer, whose i3 charges to full; yields settings."""
+    """Serve a portal with a simulated car on this computer; yields its settings."""
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
     from threading import Thread
 
-    minutes_a_percent = 3.3  # as at 7 kW
-    started_at = datetime.now(timezone.utc)
-    full_at = started_at + timedelta(minutes=(100 - 61) * minutes_a_percent)
-    charges = [61 + 1.5 * step for step in range(26)]
-    charging = [("CHARGING", charge) for charge in charges]
-    story = iter([("NOT_CHARGING", 61.0), *charging])
-
-    def minutes_to_full(charge: float, now: datetime) -> float:
-        """The time of day when it is full stands still, until the end is near."""
-        left_in_story = (100 - charge) * minutes_a_percent
-        if left_in_story <= SOON_MINUTES:
-            return left_in_story
-        return (full_at - now).total_seconds() / 60
+    simulated_car = SimulatedCar()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -3109,19 +3130,10 @@ def simulated_bmw() -> Iterator[dict[str, str]]:
 
         def do_GET(self) -> None:
             """The car's status."""
-            status, charge = next(story, ("FINISHED_FULLY_CHARGED", 100.0))
-            now = datetime.now(timezone.utc).replace(microsecond=0)
-            car = {
-                "chargingLevelHv": str(charge),
-                "chargingHVStatus": status,
-                "connectorStatus": "CONNECTED",
-                "chargingTimeRemaining": f"{minutes_to_full(charge, now):.3f}",
-                "beRemainingRangeElectric": f"{charge * 1.6:.1f}",
-                "updateTime": f"{now:%d.%m.%Y %H:%M:%S} UTC",
-            }
+            body = json.dumps({"attributesMap": simulated_car.answer()})
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(json.dumps({"attributesMap": car}).encode())
+            self.wfile.write(body.encode())
 
         def log_message(self, *_: object) -> None:
             """Say nothing: the demo's log is the owner's."""
