@@ -25,6 +25,9 @@ import i3charge
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "i3charge.py"
 
+# What ends the script, and its exit status then.
+ENDINGS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
 # Runs the script with other constants (a time-out of seconds, not of minutes), of the module or
 # as "Class.NAME" of a class, and, for pync, on what looks like a Mac.
 LAUNCHER = """

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Clock, Script, Start
+from conftest import ENDINGS, Clock, Script, Start
 from fake_bmw import VIN, Answer, Handler, Recorder
 from fake_cardata import CarData, Client, oauth_error, says, telematic
 
@@ -345,15 +345,10 @@ def test_once_asks_for_no_code_and_tells_the_phone_once(
 # --- A disk that cannot keep the sign-in ----------------------------------------------
 
 
-def unwritable(tmp_path: Path) -> Path:
-    (tmp_path / "file").write_text("")
-    return tmp_path / "file" / ".i3charge.json"
-
-
 def test_refresh_token_is_not_spent_where_the_new_one_cannot_be_kept(
     cardata: CarData, signed_in: Client, tmp_path: Path
 ) -> None:
-    signed_in.memory.path = unwritable(tmp_path)
+    signed_in.memory.path = tmp_path / "nowhere" / ".i3charge.json"
     first, second = signed_in.refused(), signed_in.refused()
     assert first.news and first.news.kind == "error" and str(first) == ""
     assert first.news.message.startswith("No readings until the disk works again")
@@ -383,8 +378,6 @@ def test_once_on_a_full_disk_ends_with_1_and_loses_nothing(
 
 # --- A signal while BMW answers -------------------------------------------------------
 
-ENDS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-
 
 class Interrupted:
     """The next token answer comes when the script has been sent a signal."""
@@ -411,7 +404,7 @@ class Interrupted:
 
 
 @pytest.mark.parametrize("is_signed_in", [True, False], ids=["renewal", "confirmed-code"])
-@pytest.mark.parametrize(("number", "status"), ENDS)
+@pytest.mark.parametrize(("number", "status"), ENDINGS)
 def test_signal_while_tokens_are_on_their_way_costs_no_sign_in(
     cardata: CarData,
     start: Start,
@@ -425,4 +418,5 @@ def test_signal_while_tokens_are_on_their_way_costs_no_sign_in(
     interrupted = Interrupted(cardata, number)
     assert interrupted.end(start(settings=cardata.settings())) == status
     assert (cardata.refreshes, cardata.sign_ins) == (is_signed_in, not is_signed_in)
-    assert kept_token(kept) == cardata.refresh_token
+    newest = f"secret-refresh-{1 + is_signed_in}"
+    assert kept_token(kept) == cardata.refresh_token == newest

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, SCRIPT, Notifier, Script, Start
+from conftest import ENDINGS, ROOT, SCRIPT, Notifier, Script, Start
 from fake_bmw import VIN, Handler, Portal, Recorder, car, full_car
 from fake_cardata import HEADER, HV_STATUS, PREDICTED, CarData, telematic
 
@@ -293,9 +293,7 @@ def test_sign_in_on_a_terminal_does_not_look_like_an_error(
     assert RED not in terminal.text
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
+@pytest.mark.parametrize(("number", "status"), ENDINGS)
 def test_title_is_put_back_however_it_ends(
     portal: Portal, start: Start, terminal: Terminal, number: signal.Signals, status: int
 ) -> None:
