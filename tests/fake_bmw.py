@@ -74,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-Answer = Callable[[Handler], None]
+Answer = Callable[[Handler], object]
 
 
 class Server(ThreadingHTTPServer):

@@ -410,7 +410,7 @@ def test_ctrl_c_while_waiting(portal: Portal, start: Start) -> None:
 
 
 def test_ctrl_c_while_bmw_is_asked(portal: Portal, start: Start) -> None:
-    portal.readings = [lambda h: portal.closing.wait(60) and None]
+    portal.readings = [lambda _: portal.closing.wait(60)]
     script = start(settings=portal.settings())
     portal.wait_for(portal.polls_seen, "a poll")
     assert script.interrupt() == 130

@@ -53,7 +53,7 @@ def never(handler: Handler) -> None:
 
 
 OK = "HTTP/1.1 200 OK\r\n"
-SHORT = {"timeout_s": (5.0, 0.2)}
+SHORT: dict[str, Any] = {"timeout_s": (5.0, 0.2)}
 
 
 # --- Sent or not ----------------------------------------------------------------------

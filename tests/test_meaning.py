@@ -368,7 +368,7 @@ def test_range_is_in_the_unit_that_bmw_names(value: Any, unit: Any, shown: str) 
     assert i3charge.distance_words(reading(range=(value, 0, unit))) == shown
 
 
-NO_CHARGES = [None, "", "INVALID", "101", "-1", "1e2", "٣", [], True, "9" * 5000]
+NO_CHARGES: list[Any] = [None, "", "INVALID", "101", "-1", "1e2", "٣", [], True, "9" * 5000]
 
 
 @pytest.mark.parametrize("value", NO_CHARGES, ids=range(len(NO_CHARGES)))

@@ -101,7 +101,7 @@ def test_it_is_beside_the_script_where_the_settings_come_from_a_pipe(
     copy = shutil.copy(SCRIPT, tmp_path)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    script = Script([sys.executable, copy, "--once", "--env-file", str(pipe)], env)
+    script = Script([sys.executable, str(copy), "--once", "--env-file", str(pipe)], env)
     write_settings(pipe, portal.settings())
     assert script.end() == 0
     assert (tmp_path / ".i3charge.json").exists()

@@ -420,7 +420,7 @@ def test_shorter_interval_is_kept_to(interval_s: float) -> None:
 
 def paces(night: Night, *readings: tuple[float, float, str]) -> list[float]:
     """The minutes to the next poll after each: minute, charge, source; full at 200."""
-    found = []
+    found: list[float] = []
     for minute, charge, source in readings:
         night.take(minute, charge, left=200 - minute, source=source)
         found.append(round(night.next_poll_in()))

@@ -95,7 +95,7 @@ def test_dot_env_is_the_one_beside_the_script(
 ) -> None:
     folder = tmp_path / "app"
     folder.mkdir()
-    command = [sys.executable, shutil.copy(SCRIPT, folder), "--once"]
+    command = [sys.executable, str(shutil.copy(SCRIPT, folder)), "--once"]
     write_settings((folder if is_beside else tmp_path) / ".env", portal.settings())
     script = Script(command, env, cwd=tmp_path)
     if is_beside:

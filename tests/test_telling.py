@@ -34,7 +34,7 @@ def charging(charge: object = "62.0", minutes: float = 140) -> dict[str, Any]:
 class Sender:
     """An outbox in this process."""
 
-    def __init__(self, memory: Memory, **urls: str) -> None:
+    def __init__(self, memory: Memory, **urls: Any) -> None:
         self.memory = memory
         http = i3charge.Http()
         self.outbox = i3charge.Outbox(Settings(**urls), http, memory, "BMW i3")
