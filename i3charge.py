@@ -235,32 +235,32 @@ def is_portal(variables: Mapping[str, str]) -> bool:
     return bool(variables.get("PASSWORD") or variables.get("AUTH_CLIENT_ID"))
 
 
-def with_cardata(settings: Settings, variables: CheckedVariables) -> Settings:
-    url = variables.url("CARDATA_BASE_URL", CARDATA_URL)
+def with_cardata(settings: Settings, checked: CheckedVariables) -> Settings:
+    url = checked.url("CARDATA_BASE_URL", CARDATA_URL)
     least_ms = CARDATA_INTERVAL_MS
     why = "CarData allows 50 requests a day"
     return dataclasses.replace(
         settings,
-        client_id=variables.client_id(),
+        client_id=checked.client_id(),
         cardata_url=url,
-        cardata_auth_url=variables.url("CARDATA_AUTH_BASE_URL", CARDATA_AUTH_URL),
-        interval_s=variables.interval_s(url, CARDATA_INTERVAL_MS, least_ms, why),
+        cardata_auth_url=checked.url("CARDATA_AUTH_BASE_URL", CARDATA_AUTH_URL),
+        interval_s=checked.interval_s(url, CARDATA_INTERVAL_MS, least_ms, why),
     )
 
 
-def with_portal(settings: Settings, variables: CheckedVariables) -> Settings:
-    url = variables.url("CONNECTED_DRIVE_BASE_URL", PORTAL_URL)
+def with_portal(settings: Settings, checked: CheckedVariables) -> Settings:
+    url = checked.url("CONNECTED_DRIVE_BASE_URL", PORTAL_URL)
     least_ms = PORTAL_LEAST_INTERVAL_MS
     why = "BMW blocks who asks faster"
     return dataclasses.replace(
         settings,
-        username=variables.text("USERNAME"),
-        password=variables.text("PASSWORD"),
-        auth_client_id=variables.text("AUTH_CLIENT_ID"),
-        redirect_uri=variables.text("AUTH_REDIRECT_URI", PORTAL_REDIRECT_URI),
+        username=checked.text("USERNAME"),
+        password=checked.text("PASSWORD"),
+        auth_client_id=checked.text("AUTH_CLIENT_ID"),
+        redirect_uri=checked.text("AUTH_REDIRECT_URI", PORTAL_REDIRECT_URI),
         portal_url=url,
-        login_url=variables.url("AUTH_BASE_URL", PORTAL_LOGIN_URL),
-        interval_s=variables.interval_s(url, PORTAL_INTERVAL_MS, least_ms, why),
+        login_url=checked.url("AUTH_BASE_URL", PORTAL_LOGIN_URL),
+        interval_s=checked.interval_s(url, PORTAL_INTERVAL_MS, least_ms, why),
     )
 
 
@@ -716,7 +716,7 @@ class NoReading(Exception):
         super().__init__(why)
         self.wait_s = wait_s  # to the next try; None: the longer, the more have failed
         self.was_sent = was_sent  # to BMW, whom it has cost a request
-        self.news = news  # for the owner, wherever that is
+        self.news = news  # to tell the owner, beside the log
 
 
 class NoAnswer(NoReading):
@@ -1094,16 +1094,13 @@ class CarDataSignIn:
 
     def _go_on_waiting(self, code: DeviceCode, answer: HttpAnswer) -> NoReturn:
         """Find out why there are no tokens for a code yet, and how to go on."""
-        is_used_up = self.USED_UP in answer.body
-        if answer.status not in (400, 401, 403) and not is_used_up:
+        if self._is_used_up(code, answer):
+            self._drop_used_code()
+        if answer.status not in OAUTH_REFUSALS:
             self._report_fault(code, answer.failure())
 
         # BMW has left the error out, too, while the owner had not confirmed.
         error = answer.json().get("error") or "authorization_pending"
-        if error == "invalid_grant" or (error == "access_denied" and code.had_fault):
-            is_used_up = True
-        if is_used_up:
-            self._drop_used_code()
         if error == "expired_token":
             code.expires_s = 0.0
             raise WaitingForOwner("", wait_s=0.0)
@@ -1115,6 +1112,15 @@ class CarDataSignIn:
         raise WaitingForOwner("", wait_s=code.interval_s)
 
     # What goes wrong
+
+    def _is_used_up(self, code: DeviceCode, answer: HttpAnswer) -> bool:
+        """Whether the code is of no use any more, although it was perhaps confirmed."""
+        if self.USED_UP in answer.body:
+            return True
+        if not is_oauth_error(answer):
+            return False
+        error = answer.json()["error"]
+        return error == "invalid_grant" or (error == "access_denied" and code.had_fault)
 
     def _report_fault(self, code: DeviceCode, why: str) -> NoReturn:
         """The code may still be good; it is asked for a little slower."""
@@ -1137,15 +1143,16 @@ class CarDataSignIn:
         What has worked once is worth trying again, for BMW has refused good client
         ids while it was out of order. It has also deleted some.
         """
+        error = printable(answer.json().get("error"), self.secret_words())
+        refused = f"BMW refuses the sign-in ({error})"
         if not self._kept.has_worked:
-            error = printable(answer.json().get("error"), self.secret_words())
             advice = f"check CARDATA_CLIENT_ID, {SUBSCRIBE}, and start again"
-            raise SignInRefused(f"BMW refuses the sign-in ({error}): {advice}")
+            raise SignInRefused(f"{refused}: {advice}")
         if self._kept.outage_told:
             raise NoReading("", wait_s=self.OUTAGE_PAUSE_S)
         self._kept.outage_told = True
-        advice = "then make a new one in the portal"
-        message = f"BMW is out of order, or has deleted the client id: {advice}"
+        why = "it is out of order, or has deleted the client id"
+        message = f"{refused}: {why}; then make a new one in the portal"
         raise NoReading("", wait_s=self.OUTAGE_PAUSE_S, news=News("error", message))
 
     # One request
@@ -1191,9 +1198,12 @@ def device_code_in(said: Mapping[str, Any], verifier: str) -> DeviceCode | None:
     )
 
 
+OAUTH_REFUSALS = (400, 401, 403)  # as the status of an answer
+
+
 def is_oauth_error(answer: HttpAnswer) -> bool:
     """Whether OAuth itself has refused, for BMW's gateway knows nothing of tokens."""
-    return answer.status in (400, 401, 403) and "error" in answer.json()
+    return answer.status in OAUTH_REFUSALS and "error" in answer.json()
 
 
 @contextmanager
@@ -1478,12 +1488,12 @@ class CarData:
             if refusal.code == TOO_MANY_CONTAINERS and ours:
                 older, *_ = ours.values()
                 return self._use(older, FULL)  # for what it has is better than nothing
-            if refusal.code != DESCRIPTOR_REFUSED and refusal.status < 500:
-                raise
             # BMW has answered 5xx to a descriptor that it did not know, too.
-            may_be_better = refusal.status >= 500
+            is_out_of_order = refusal.status >= 500
+            if refusal.code != DESCRIPTOR_REFUSED and not is_out_of_order:
+                raise
         small = self._post_container(SMALL)
-        return self._use(small, SMALL, may_be_better=may_be_better)
+        return self._use(small, SMALL, may_be_better=is_out_of_order)
 
     def _post_container(self, purpose: str) -> str:
         asked = {
@@ -1982,7 +1992,7 @@ class ChargeWatch:
         self._interval_s = interval_s
         self._early_polls = 0  # since there was something new
 
-    def completed(self, reading: Reading) -> Reading:
+    def without_fall(self, reading: Reading) -> Reading:
         """The last interpolated charge stands, until the car or BMW says another."""
         before = self._memory.charge
         if not before.is_interpolated or reading.source == "BMW":
@@ -2045,7 +2055,7 @@ class ChargeWatch:
             return early_s
         # The one just before full is made, even where a regular one has to wait for it.
         soon_s = seconds_or_0(reading.full_at) - SOON_MINUTES * A_MINUTE_S
-        if regular_s < soon_s < regular_s + LEAST_GAP_S < regular_s + self._interval_s:
+        if 0 < soon_s - regular_s < LEAST_GAP_S < self._interval_s:
             return soon_s
         return regular_s
 
@@ -2816,7 +2826,7 @@ class Loop:
         """Take note of a reading; returns the time.time() of the next poll."""
         now = local_now()
         self.failures = 0
-        self.reading = self.watch.completed(reading)
+        self.reading = self.watch.without_fall(reading)
         self.log.write(self.reading, now)
         self.tell(self.watch.take(self.reading, now))
         return self.watch.plan_next_poll(self.reading, began_s, now)

@@ -203,8 +203,13 @@ def test_outage_of_the_sign_in_is_told_once_and_the_old_token_tried_every_half_h
     cardata.client_id = "another"
     token = signed_in.memory.sign_in.refresh_token
     days = Days(signed_in, clock, 2)
-    message = "BMW is out of order, or has deleted the client id: then make a new one in the portal"
-    assert days.told == [i3charge.News("error", message)]
+    assert days.told == [
+        i3charge.News(
+            "error",
+            "BMW refuses the sign-in (invalid_client): it is out of order, or has deleted the"
+            " client id; then make a new one in the portal",
+        )
+    ]
     assert days.said == ["BMW does not renew the sign-in; it is asked once more"]
     tries = [r for r in cardata.seen("/oauth/token") if r.form["refresh_token"] == token]
     assert 94 <= len(tries) <= 98

@@ -52,7 +52,7 @@ class Night:
         if status == "unplugged":
             more.setdefault("plugged", False)
         reading = Reading(charge, status, reported=self.now, **more)
-        self.reading = self.watch.completed(reading)
+        self.reading = self.watch.without_fall(reading)
         return [f"{n.kind}: {n.message}" for n in self.watch.take(self.reading, self.now)]
 
     def next_poll_in(self) -> float:
