@@ -69,10 +69,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 try:
     import requests
     import urllib3
-    from dotenv.parser import parse_stream
-except ImportError as missing:
-    advice = "README.md says how to install it"
-    sys.exit(f"i3charge: this Python has no {missing.name}; {advice}")
+    from dotenv.parser import Binding, parse_stream
+except ImportError as problem:
+    advice = "README.md says how to install what is needed"
+    sys.exit(f"i3charge: {problem}; {advice}")
 
 __version__ = "3.0.0"
 logger = logging.getLogger("i3charge")
@@ -100,7 +100,7 @@ OPTIONAL_SETTINGS = {
     "NTFY_URL": "your phone: https://ntfy.sh/some-random-words",
     "WEBHOOK_URL": "an address that gets the news as JSON",
     "NOTIFY_AT": "a charge in percent to hear of, such as 80",
-    "LOG_INTERVAL": "milliseconds between readings, or 2400000",
+    "LOG_INTERVAL": "milliseconds between readings; else 2400000",
     "CARDATA_BASE_URL": "CarData's address, if BMW moves it",
     "CARDATA_AUTH_BASE_URL": "its sign-in's address, if BMW moves that",
 }
@@ -129,7 +129,7 @@ PORTAL_LEAST_INTERVAL_MS = 10_000
 
 @dataclass(frozen=True)
 class Settings:
-    """What the owner has set. What the door in use does not need is ""."""
+    """What the owner has set. What CarData, or the portal, does not need is ""."""
 
     vin: str = ""
     interval_s: float = 0.0  # between two regular polls
@@ -137,7 +137,7 @@ class Settings:
     ntfy_url: str = ""
     webhook_url: str = ""
 
-    client_id: str = ""  # at CarData; without one the door is the portal
+    client_id: str = ""  # at CarData; without one, the portal is asked
     cardata_url: str = ""
     cardata_auth_url: str = ""
 
@@ -175,10 +175,17 @@ def variables_in(text: str, path: Path) -> dict[str, str]:
             variables[binding.key] = binding.value
         elif binding.key or binding.error:
             should = "should be NAME=value (is a quote missing?)"
-            broken.append(f"{path}, line {binding.original.line}: {should}")
+            broken.append(f"{path}, line {line_of(binding)}: {should}")
     if broken:
         raise CannotStart(broken)
     return variables
+
+
+def line_of(binding: Binding) -> int:
+    """Its number, which dotenv counts from the blank lines before it."""
+    text = binding.original.string
+    before = text.partition(text.strip())[0]
+    return binding.original.line + before.count("\n")
 
 
 def setting_meant_by(name: str) -> str:
@@ -191,7 +198,7 @@ def setting_meant_by(name: str) -> str:
 
 
 def unknown_names(names: Iterable[str]) -> list[str]:
-    """Warn of names that are none of ours; returns what is wrong with the rest."""
+    """Warn of names that are none of ours; returns a problem for each that almost is."""
     problems = []
     for name in sorted(set(names) - set(SETTING_NAMES)):
         meant = setting_meant_by(name)
@@ -230,9 +237,10 @@ def load_settings(
 
 def is_portal(variables: Mapping[str, str]) -> bool:
     """USERNAME is no sign of the portal, for many desktops export one."""
-    if variables.get("CARDATA_CLIENT_ID"):
+    given = {name for name, value in variables.items() if value.strip()}
+    if "CARDATA_CLIENT_ID" in given:
         return False
-    return bool(variables.get("PASSWORD") or variables.get("AUTH_CLIENT_ID"))
+    return bool(given & {"PASSWORD", "AUTH_CLIENT_ID"})
 
 
 def with_cardata(settings: Settings, checked: CheckedVariables) -> Settings:
@@ -278,7 +286,7 @@ class CheckedVariables:
     def text(self, name: str, default: str = "") -> str:
         """Without a default, it is required."""
         value = self._variables.get(name) or default
-        if not value:
+        if not value.strip():
             self.problems.append(f"{name} is missing or empty")
             self.is_incomplete = True
         return value
@@ -313,7 +321,7 @@ class CheckedVariables:
         return value.upper()
 
     def client_id(self) -> str:
-        """A UUID in lower case: BMW shows it in upper case, but refuses it so."""
+        """In lower case where it is a UUID: BMW may show another, but refuses it."""
         value = self.text("CARDATA_CLIENT_ID").strip()
         uuid = "[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
         return value.lower() if re.fullmatch(uuid, value) else value
@@ -344,9 +352,10 @@ def is_web_address(url: str, is_plain_allowed: bool) -> bool:
     schemes = ("http", "https") if is_plain_allowed else ("https",)
     try:
         parts = urlsplit(url)
-    except ValueError:
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a bracket too few, or a port that is no number
         return False
-    return parts.scheme in schemes and bool(parts.hostname)
+    return parts.scheme in schemes and has_host
 
 
 def is_loopback(url: str) -> bool:
@@ -602,8 +611,9 @@ def load_memory(path: Path, client_id: str, vin: str) -> Memory:
         put_aside(path)
     memory.path = path
 
-    # BMW counts requests by account, so their times outlast a new client id.
-    if memory.client_id != client_id:
+    # BMW counts requests by account, so their times outlast a new client id. The portal
+    # has none, and an owner who tries it keeps the sign-in at CarData.
+    if client_id and memory.client_id != client_id:
         memory.client_id = client_id
         memory.sign_in = SignIn()
         memory.container = Container()
@@ -783,7 +793,7 @@ class Request:
     what: str  # is asked for, in the owner's words
     method: str
     url: str
-    auth: BearerToken | None = None
+    auth: BearerToken | None = None  # for one's own addresses, which hold passwords
     headers: Mapping[str, str] | None = None
     query: Mapping[str, str] | None = None
     form: Mapping[str, str] | None = None
@@ -844,16 +854,16 @@ class Http:
         self._last_request_s = now_s
 
     def _read(self, response: requests.Response) -> bytes:
-        """The body, up to a limit; a part of it, or nothing, where it breaks off."""
+        """The body, up to a limit; nothing where it breaks off, for its status counts."""
         body: bytes = b""
         with suppress(OSError, urllib3.exceptions.HTTPError):
             body = response.raw.read(self.BODY_LIMIT_BYTES)
         return body
 
 
-# Also a wrong certificate, such as that of a hotel's network before one has signed in.
 NEVER_CONNECTED = (
     requests.exceptions.ConnectTimeout,
+    # A wrong certificate, such as that of a hotel's network before one has signed in.
     requests.exceptions.SSLError,
     requests.exceptions.ProxyError,
 )
@@ -872,9 +882,9 @@ def was_sent(error: Exception) -> bool:
 
 def log_values(values: Mapping[str, object], vin: str) -> None:
     """Show what a reading is made of, for --verbose; but not where the car stands."""
-    shown = re.compile("harg|Range|onnector|pdateTime|header|stateOfCharge")
     if not logger.isEnabledFor(logging.DEBUG):
         return
+    shown = re.compile("[Cc]harg|Range|[Cc]onnector|[Uu]pdateTime|header|stateOfCharge")
     for name in filter(shown.search, values):
         logger.debug("  %s", printable(f"{name}: {json.dumps(values[name])}", [vin]))
 

@@ -392,10 +392,14 @@ def test_script_runs_with_uv(tmp_path: Path) -> None:
 
 
 def test_missing_package_is_said_in_one_line(tmp_path: Path, start: Start) -> None:
-    (tmp_path / "requests.py").write_text("raise ModuleNotFoundError(name='requests')")
+    (tmp_path / "requests.py").write_text("raise ImportError('No module named requests')")
     script = start("--demo", extra_env={"PYTHONPATH": str(tmp_path)})
     assert script.end() == 1
-    assert script.stderr_with("this Python has no requests") == len(script.stderr) == 1
+    assert (
+        script.stderr_with("i3charge: No module named requests; README.md")
+        == len(script.stderr)
+        == 1
+    )
 
 
 # --- How it ends ----------------------------------------------------------------------

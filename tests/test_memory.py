@@ -118,6 +118,11 @@ def test_another_client_id_starts_the_sign_in_anew_but_not_the_request_times(pat
     assert (loaded.requests_s, loaded.charge) == ([1.5, 2], memory(path).charge)
 
 
+def test_portal_has_no_client_id_and_keeps_the_sign_in_at_cardata(path: Path) -> None:
+    memory(path).save()
+    assert load(path, client_id="").sign_in == memory(path).sign_in
+
+
 def test_another_car_starts_the_charge_anew(path: Path) -> None:
     memory(path).save()
     loaded = load(path, vin="WBY00000000000000")

@@ -134,8 +134,10 @@ def test_cardata_is_the_door_unless_the_settings_are_for_the_portal(
     given: list[str], required: list[str]
 ) -> None:
     variables = dict.fromkeys(given, "https://bmw.example/")
-    for unset in ({}, dict.fromkeys([*CARDATA, *PORTAL], "")):
-        *missing, advice = problems({**unset, **variables})
+    for unset in ("", " "):
+        others = dict.fromkeys([*CARDATA, *PORTAL], unset)
+        assert problems({**others, **variables}) == problems(variables)
+        *missing, advice = problems(variables)
         assert first_words(missing) == sorted(set(required) - set(given))
         assert advice == "the advice"
 
@@ -281,7 +283,14 @@ SECURE_URLS = ["https://bmw.example/api/", "HTTPS://BMW.example/", "https://bmw.
 SECURE_URLS += ["http://127.0.0.1:8080/", "http://LOCALHOST/", "http://[::1]:8000/x"]
 PLAIN_URLS = ["http://bmw.example/", "http://10.0.0.1/", "http://127.0.0.1.evil.example/"]
 PLAIN_URLS += ["http://127.0.0.1@evil.example/", "http://evil.example#@127.0.0.1/"]
-BROKEN_URLS = ["ftp://127.0.0.1/", "bmw.example/api/", "https:///api/", "https://[::1/", "x"]
+BROKEN_URLS = [
+    "ftp://127.0.0.1/",
+    "bmw.example/api/",
+    "https:///api/",
+    "https://[::1/",
+    "x",
+    "https://bmw.example:topic",
+]
 
 
 @pytest.mark.parametrize(
@@ -335,12 +344,12 @@ def test_file_that_is_of_no_use_is_named(tmp_path: Path, content: Any) -> None:
 def test_lines_that_are_no_settings_are_named_by_their_numbers(
     start: Start, portal: Portal, file: Path
 ) -> None:
-    file.write_text(f"USERNAME=x\nPASSWORD='{CANARY}\nLOG_INTERVAL=1\nhunter2\n")
+    file.write_text(f"USERNAME=x\nPASSWORD='{CANARY}\nLOG_INTERVAL=1\n\n# X\n\nhunter2\n")
     script = start("--once", "--env-file", str(file), extra_env=portal.settings())
     assert script.end() == 2
     first, second = script.stderr
     assert f"{file}, line 2: should be NAME=value (is a quote missing?)" in first
-    assert f"{file}, line 4" in second
+    assert f"{file}, line 7: " in second
     assert CANARY not in script.output and "hunter2" not in script.output
 
 
