@@ -793,7 +793,7 @@ class Request:
     what: str  # is asked for, in the owner's words
     method: str
     url: str
-    auth: BearerToken | None = None  # for one's own addresses, which hold passwords
+    auth: BearerToken | None = None  # None: a password may stand in the address
     headers: Mapping[str, str] | None = None
     query: Mapping[str, str] | None = None
     form: Mapping[str, str] | None = None
