@@ -17,7 +17,8 @@ outlast the program (the sign-in, the charge that goes on, what the phone has no
 yet) is kept in `.i3charge.json` beside the settings.
 
 The file reads from top to bottom: the settings, what a reading is, what is remembered,
-the two doors to BMW, what is news, how it is told, the loop, the command line.
+CarData, what its answers mean, the old portal, what is news, how it is told, the loop,
+the command line, and the demo's simulated car.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def setting_meant_by(name: str) -> str:
     return meant[0] if meant else ""
 
 
-def unknown_names(names: Iterable[str]) -> list[str]:
+def check_names(names: Iterable[str]) -> list[str]:
     """Warn of names that are none of ours; returns a problem for each that almost is."""
     problems = []
     for name in sorted(set(names) - set(SETTING_NAMES)):
@@ -511,7 +512,12 @@ class Container:
 
 @dataclass
 class Charge:
-    """What is known of the charge that goes on, or else of the last one."""
+    """What is known of the charge that goes on, or else of the last one.
+
+    It begins when the car charges, goes on through pauses, and ends when the car is full
+    or has stopped. It is another charge, of which all can be told anew, when the plug was
+    out, or when the car charges again after its charge fell by 5 %.
+    """
 
     seen_s: float = 0.0  # time.time() of the last reading; 0 before the first
     reported_s: float = 0.0  # time.time() of the car's last word on anything
@@ -521,8 +527,8 @@ class Charge:
     charge: float = 0.0  # percent, at the last reading
     percent: str = ""  # as it was shown
     is_interpolated: bool = False  # the charge is our own prediction
-    lowest: float = 0.0  # percent, since the last news
-    highest: float = 0.0  # percent, since this charge began
+    lowest_since_news: float = 0.0  # percent; a step is 5 % above it
+    highest: float = 0.0  # percent, of this charge
     is_on: bool = False  # it charges, or pauses
     began_s: float = 0.0  # time.time() when it began
     began_at: str = ""  # percent, as it was shown; "" where the beginning was not seen
@@ -713,7 +719,10 @@ def lock_memory(path: Path) -> IO[str] | None:
 
 # --- One request, one answer or one error ---------------------------------------------
 class NoReading(Exception):
-    """There is no reading this time; the loop goes on."""
+    """There is no reading this time; the loop goes on.
+
+    `why` is for the log; "" where there is nothing new to say, or the news says it.
+    """
 
     def __init__(
         self,
@@ -916,7 +925,7 @@ class CarDataSignIn:
     # A fault of BMW's, after the owner has confirmed: the code is used up.
     USED_UP = b"keymanagement.service.invalid_access_token"
 
-    TIMEOUT_S = (5.0, 10.0)  # together the longest that a Ctrl-C is held back
+    TIMEOUT_S = (5.0, 10.0)  # for so long, about, a Ctrl-C can be held back
     RENEW_BEFORE_S = 60.0
     CODES_IN_A_ROW = 3
     UNATTENDED_S = 30 * A_MINUTE_S  # from one code to the next, after those
@@ -970,16 +979,18 @@ class CarDataSignIn:
         if self._kept.refresh_token and self._renew():
             return
         if not self._is_attended:
-            self._ask_for_start_by_hand()
+            self._raise_start_by_hand_is_needed()
         self._ask_owner()
 
     def _renew(self) -> bool:
-        """Get a new access token; returns False where BMW refuses the refresh token.
+        """Get a new access token; returns False where BMW has refused that twice.
 
-        That token is spent at once, so it is not sent where the next cannot be kept.
+        The refresh token is spent at once, so it is not sent where the next cannot be
+        kept.
         """
         if not self._memory.save():
-            self._report_full_disk()
+            self._raise_disk_is_full()
+        self._is_disk_told = False
         token = self._kept.refresh_token
         form = {"grant_type": "refresh_token", "refresh_token": token}
         with signals_held_back():
@@ -1015,7 +1026,7 @@ class CarDataSignIn:
         self._codes = 0
         self._memory.save()
 
-    def _report_full_disk(self) -> NoReturn:
+    def _raise_disk_is_full(self) -> NoReturn:
         why = "the sign-in is not renewed, for the disk could not keep the new one"
         if self._is_disk_told:
             raise NoReading(why)
@@ -1025,12 +1036,12 @@ class CarDataSignIn:
 
     # The code that the owner is to confirm
 
-    def _ask_for_start_by_hand(self) -> NoReturn:
+    def _raise_start_by_hand_is_needed(self) -> NoReturn:
         why = "CarData needs a sign-in: run i3charge.py once by hand, without --once"
         raise NoReading(why, news=self._note_telling(why))
 
     def _ask_owner(self) -> NoReturn:
-        """Show the owner a new code, and wait."""
+        """Raises WaitingForOwner, with a new code for the owner."""
         self._pause_after_codes_in_vain()
         code = self._new_code()
         self._code = code
@@ -1077,7 +1088,7 @@ class CarDataSignIn:
             wait_s = self.OUTAGE_PAUSE_S if self._kept.has_worked else A_MINUTE_S
             raise NoReading(why, wait_s=wait_s)
         if is_oauth_error(answer):
-            self._report_refusal(answer)
+            self._raise_sign_in_is_refused(answer)
 
         code = device_code_in(answer.json(), verifier)
         if not code:
@@ -1095,7 +1106,7 @@ class CarDataSignIn:
             try:
                 answer = self._post("the tokens", "token", form)
             except NoAnswer as problem:
-                self._report_fault(code, str(problem))
+                self._raise_fault(code, str(problem))
             if answer.status == 200:
                 self._keep_tokens(answer)
         if answer.status != 200:
@@ -1103,11 +1114,11 @@ class CarDataSignIn:
         logger.info("signed in at BMW")
 
     def _go_on_waiting(self, code: DeviceCode, answer: HttpAnswer) -> NoReturn:
-        """Find out why there are no tokens for a code yet, and how to go on."""
+        """Raises what says why there are no tokens for a code yet, and how to go on."""
         if self._is_used_up(code, answer):
-            self._drop_used_code()
+            self._raise_code_is_used_up()
         if answer.status not in OAUTH_REFUSALS:
-            self._report_fault(code, answer.failure())
+            self._raise_fault(code, answer.failure())
 
         # BMW has left the error out, too, while the owner had not confirmed.
         error = answer.json().get("error") or "authorization_pending"
@@ -1118,7 +1129,7 @@ class CarDataSignIn:
             code.interval_s += 5  # RFC 8628, 3.5
         elif error != "authorization_pending":
             self._code = None
-            self._report_refusal(answer)
+            self._raise_sign_in_is_refused(answer)
         raise WaitingForOwner("", wait_s=code.interval_s)
 
     # What goes wrong
@@ -1132,14 +1143,14 @@ class CarDataSignIn:
         error = answer.json()["error"]
         return error == "invalid_grant" or (error == "access_denied" and code.had_fault)
 
-    def _report_fault(self, code: DeviceCode, why: str) -> NoReturn:
+    def _raise_fault(self, code: DeviceCode, why: str) -> NoReturn:
         """The code may still be good; it is asked for a little slower."""
         code.had_fault = True
         code.interval_s += 5
         raise NoReading(why, wait_s=code.interval_s)
 
-    def _drop_used_code(self) -> NoReturn:
-        """A new code can work. The owner, who believes it is done, is told of it."""
+    def _raise_code_is_used_up(self) -> NoReturn:
+        """The next code can work. The owner, who believes it is done, is told of it."""
         self._code = None
         self._codes = 0
         self._kept.owner_told_s = 0.0
@@ -1147,7 +1158,7 @@ class CarDataSignIn:
         why = f"BMW has failed over this code: {advice}"
         raise NoReading(why, wait_s=A_MINUTE_S)
 
-    def _report_refusal(self, answer: HttpAnswer) -> NoReturn:
+    def _raise_sign_in_is_refused(self, answer: HttpAnswer) -> NoReturn:
         """BMW refuses the client id, or the owner has declined.
 
         What has worked once is worth trying again, for BMW has refused good client
@@ -1159,7 +1170,7 @@ class CarDataSignIn:
             advice = f"check CARDATA_CLIENT_ID, {SUBSCRIBE}, and start again"
             raise SignInRefused(f"{refused}: {advice}")
         if self._kept.outage_told:
-            raise NoReading("", wait_s=self.OUTAGE_PAUSE_S)
+            raise NoReading(refused, wait_s=self.OUTAGE_PAUSE_S)
         self._kept.outage_told = True
         why = "it is out of order, or has deleted the client id"
         message = f"{refused}: {why}; then make a new one in the portal"
@@ -1295,7 +1306,7 @@ class CarDataApi:
             answer = self._send(request)
         if 200 <= answer.status < 300:
             return answer.json()
-        self._report_refusal(answer)
+        self._raise_refusal(answer)
 
     def _send(self, request: Request) -> HttpAnswer:
         token = BearerToken(self._sign_in.access_token())
@@ -1321,7 +1332,7 @@ class CarDataApi:
         self._memory.requests_s.append(now_s)
         self._memory.save()
 
-    def _report_refusal(self, answer: HttpAnswer) -> NoReturn:
+    def _raise_refusal(self, answer: HttpAnswer) -> NoReturn:
         """Say what an answer that is no success means to the owner."""
         code = error_code(answer)
         if code == WRONG_SCOPE:
@@ -1403,17 +1414,16 @@ class CarData:
         """Ask BMW once. NoReading if there is none now, SignInRefused if never."""
         self._sign_in.access_token()
         self._try_full_container()
+        container_id = self._container_id()
         try:
-            return self._read(self._container_id())
+            return self._read(container_id)
         except Refusal as refusal:
-            if refusal.code not in (*CONTAINER_LOST, *MAYBE_LOST):
-                raise
-            lost = self._memory.container.id
             if refusal.code in CONTAINER_LOST:
                 self._memory.container.id = ""
-            if not self._may_search():  # else one would be made after the other
+            is_lost = refusal.code in (*CONTAINER_LOST, *MAYBE_LOST)
+            if not is_lost or not self._may_search():  # not one after the other
                 raise
-        return self._read(self._find_container(lost))
+        return self._read(self._find_container(lost=container_id))
 
     def _read(self, container_id: str) -> Reading:
         url = f"{self._url}/vehicles/{self._vin}/telematicData"
@@ -1496,8 +1506,9 @@ class CarData:
             return self._use(self._post_container(FULL), FULL)
         except Refusal as refusal:
             if refusal.code == TOO_MANY_CONTAINERS and ours:
+                # What an older one has is better than nothing, and ends the search.
                 older, *_ = ours.values()
-                return self._use(older, FULL)  # for what it has is better than nothing
+                return self._use(older, FULL)
             # BMW has answered 5xx to a descriptor that it did not know, too.
             is_out_of_order = refusal.status >= 500
             if refusal.code != DESCRIPTOR_REFUSED and not is_out_of_order:
@@ -1513,7 +1524,10 @@ class CarData:
         }
         url = f"{self._url}/containers"
         made = self._api.ask(Request("a container", "POST", url, json=asked))
-        return text_or_empty(made.get("containerId"))
+        container_id = text_or_empty(made.get("containerId"))
+        if not container_id:
+            raise NoReading("CarData has made a container, but does not name it")
+        return container_id
 
     def _use(
         self, container_id: str, purpose: str, *, may_be_better: bool = False
@@ -1543,6 +1557,16 @@ class CarData:
 
 
 # --- What an answer means -------------------------------------------------------------
+# Who says what, and how it goes stale:
+#   PORT, PORT_COMBINED   the car, when the plug goes in or out
+#   STATUS                the car, at each change; it can stick for hours after the end
+#   HV_STATUS             BMW, at each answer; it can lag by hours, and for days
+#   HEADER, DISPLAYED     the car's charge, at the beginning and the end of charging
+#   PREDICTED             BMW's own charge, at each answer; an i3 may have none
+#   TO_FULL, REMAINING    the car, now and then; an old value stays for hours
+# So the plug wins over a status that is no newer, the car's status over BMW's, and
+# BMW's charge over the car's only where it is higher and the charge goes on.
+
 # BMW's words, of charging.status and of hvStatus, in the owner's. NOCHARGING is
 # missing: cars say it that are plugged in, and cars that are not. Whether a charge that
 # has ended has made the car full is for `is_full`.
@@ -1657,10 +1681,7 @@ def reading_in(data: TelematicData, *, interpolates: bool = True) -> Reading | N
 
 
 def status_in(data: TelematicData) -> Status:
-    """What the car says that it does, else what BMW says; "full" comes later.
-
-    BMW stamps hvStatus anew at every fetch, yet it can lag by hours, and for days.
-    """
+    """What the car says that it does, else what BMW says; "full" comes later."""
     plugged = is_plugged(data)
     if plugged is False:
         return "unplugged"
@@ -1683,16 +1704,16 @@ def is_plugged(data: TelematicData) -> bool | None:
     """The last word on the plug; None where there is none that counts.
 
     A status can stick for hours after the plug was pulled, so the plug wins where it is
-    as new. One that was pulled before the car said that it charges has been put in.
+    as new. One that was pulled before the last word on charging may be in again.
     """
     plug = plug_in(data)
-    told = data.said(STATUS)
+    status = data.said(STATUS)
     if plug.value == "CONNECTED":
         return True
     if plug.value is None:
         return None
-    is_older = plug.at is not None and told.at is not None and plug.at < told.at
-    if is_older and told.word in STATUS_OF_WORD:
+    is_older = plug.at is not None and status.at is not None and plug.at < status.at
+    if is_older and status.word in STATUS_OF_WORD:
         return None
     return False
 
@@ -1723,8 +1744,8 @@ def is_full(data: TelematicData, status: Status, charge: float) -> bool:
 def is_over(data: TelematicData) -> bool:
     """Whether a charge has made the car full, although its status sticks.
 
-    That can be for hours, and one model never says that the charge has ended. A car at
-    100 % goes on charging for a while, and sends its charge when it reaches them.
+    That can be for hours, and one model never says that the charge has ended. A car
+    sends its charge when it reaches 100 %, and goes on charging for a while.
     """
     if data.said(HV_STATUS).word == GOAL_REACHED:
         return highest_charge(data) >= NEARLY_FULL
@@ -1770,10 +1791,10 @@ def is_own_final(data: TelematicData, status: Status) -> bool:
     if status in ("charging", "waiting"):
         return False
     own = own_charge(data)
-    told = data.said(STATUS)
-    if own.at is None or told.at is None:
+    ended_at = data.said(STATUS).at
+    if own.at is None or ended_at is None:
         return True
-    return own.at >= told.at - TOGETHER
+    return own.at >= ended_at - TOGETHER
 
 
 def own_charge(data: TelematicData) -> Said:
@@ -1849,7 +1870,7 @@ class Portal:
         self._settings = settings
         self._http = http
         self._access_token = ""
-        self._refusals = self.LOGINS - 1  # the first login has one try
+        self._tries_left = 1  # of the login, until one has worked
 
     def poll(self) -> Reading:
         """Ask BMW once. NoReading if there is none now, SignInRefused if never."""
@@ -1912,17 +1933,17 @@ class Portal:
         answer = self._http.send(login)
         if answer.status in (400, 401, 403):
             error = text_or_empty(answer.json().get("error"))
-            self._report_refusal(error or f"HTTP {answer.status}")
+            self._raise_login_is_refused(error or f"HTTP {answer.status}")
         if answer.status not in (302, 303):
             raise NoReading(answer.failure())
 
         fields = self._fields_in(answer.headers.get("Location", ""))
         if fields.get("state", state) == state:  # which can be missing
             if fields.get("error"):
-                self._report_refusal(fields["error"])
+                self._raise_login_is_refused(fields["error"])
             if is_token(fields.get("access_token")):
                 self._access_token = fields["access_token"]
-                self._refusals = 0
+                self._tries_left = self.LOGINS
                 return
         raise NoReading("BMW answered the login with a redirect that holds no token")
 
@@ -1933,13 +1954,13 @@ class Portal:
             return {}
         return dict(parse_qsl(fields.replace("+", "%2B")))  # a plus sign is one here
 
-    def _report_refusal(self, error: str) -> NoReturn:
+    def _raise_login_is_refused(self, error: str) -> NoReturn:
         hidden = [self._settings.username, self._settings.password]
         said = printable(error, hidden)
         advice = "check USERNAME, PASSWORD and AUTH_CLIENT_ID"
         why = f"BMW refuses the login ({said}): {advice}"
-        self._refusals += 1
-        if self._refusals >= self.LOGINS:
+        self._tries_left -= 1
+        if not self._tries_left:
             raise SignInRefused(why)
         raise NoReading(why)
 
@@ -2002,7 +2023,7 @@ class ChargeWatch:
         self._interval_s = interval_s
         self._early_polls = 0  # since there was something new
 
-    def without_fall(self, reading: Reading) -> Reading:
+    def with_standing_charge(self, reading: Reading) -> Reading:
         """The last interpolated charge stands, until the car or BMW says another."""
         before = self._memory.charge
         if not before.is_interpolated or reading.source == "BMW":
@@ -2019,19 +2040,20 @@ class ChargeWatch:
         if now.timestamp() - before.seen_s > FORGOTTEN_S:
             before = Charge()
         is_first = not before.seen_s
-        reading = without_doubt(reading, before)
+        reading = with_known_status(reading, before)
         charge = charge_after(before, reading, now)
 
         found = news_in(before, charge, reading, now, self._notify_at)
         news = [one for one in found if told_as(one) not in charge.told]
+        step = step_news(charge, reading, now)
         if is_first:  # what has been so for long is no news
             news = [one for one in news if one.kind in ("soon", "overdue")]
-        elif not news:
-            news = steps(charge, reading, now)
+        elif step and not news:
+            news = [step]
 
         note_told(charge, found)
         if is_first or news:
-            charge.lowest = reading.charge
+            charge.lowest_since_news = reading.charge
         if news or is_new(reading, before, now):
             self._early_polls = 0
         self._memory.charge = charge
@@ -2055,22 +2077,20 @@ class ChargeWatch:
         A poll that is brought forward comes at the moment for which it is.
         """
         regular_s = began_s + self._interval_s
-        goals = [self._memory.charge.lowest + STEP_PERCENT, self._notify_at]
-        in_s = early_poll_in_s(reading, now, goals, self._early_polls)
-        if in_s is None:
-            return regular_s
-        early_s = now.timestamp() + in_s
-        if early_s < regular_s:
+        goals = [self._memory.charge.lowest_since_news + STEP_PERCENT, self._notify_at]
+        early_s = early_poll_s(reading, now.timestamp(), goals, self._early_polls)
+        next_s = regular_s if early_s is None else min(early_s, regular_s)
+
+        # Two polls have their distance, so the second might be too late to tell "soon".
+        soon_s = soon_news_s(reading)
+        if 0 < soon_s - next_s < LEAST_GAP_S < self._interval_s:
+            next_s = soon_s
+        if next_s < regular_s:
             self._early_polls += 1
-            return early_s
-        # The one just before full is made, even where a regular one has to wait for it.
-        soon_s = seconds_or_0(reading.full_at) - SOON_MINUTES * A_MINUTE_S
-        if 0 < soon_s - regular_s < LEAST_GAP_S < self._interval_s:
-            return soon_s
-        return regular_s
+        return next_s
 
 
-def without_doubt(reading: Reading, before: Charge) -> Reading:
+def with_known_status(reading: Reading, before: Charge) -> Reading:
     """A status that is not known is no evidence that anything has changed."""
     if reading.status != "unknown":
         return reading
@@ -2100,7 +2120,7 @@ def charge_after(before: Charge, reading: Reading, now: datetime) -> Charge:
         charge=reading.charge,
         percent=reading.percent,
         is_interpolated=reading.source == "interpolated",
-        lowest=min(before.lowest, reading.charge),
+        lowest_since_news=min(before.lowest_since_news, reading.charge),
         highest=max(before.highest, reading.charge),
         told=list(before.told),
     )
@@ -2167,7 +2187,7 @@ def end_for_good(charge: Charge, reading: Reading) -> None:
     was_full_told = "full" in charge.told
     charge.told = []
     if was_full_told and reading.status == "full":
-        charge.told = ["full"]
+        charge.told = ["full", "still"]
     charge.highest = reading.charge
 
 
@@ -2195,21 +2215,21 @@ def note_told(charge: Charge, found: list[News]) -> None:
 def news_in(
     before: Charge, charge: Charge, reading: Reading, now: datetime, notify_at: float
 ) -> list[News]:
-    """All that a reading has to say, in the order of telling; some may be told."""
+    """All that a reading has to say, in the order of telling, even what was told."""
     found = [
-        started(before, charge, reading, now),
-        reached(before, reading, notify_at),
-        soon(reading, now),
-        overdue(charge, now),
-        full(charge, reading),
-        stopped(before, charge, reading),
-        paused(before, reading),
-        still(charge, reading, now),
+        started_news(before, charge, reading, now),
+        reached_news(before, reading, notify_at),
+        soon_news(reading, now),
+        overdue_news(charge, now),
+        full_news(charge, reading),
+        stopped_news(before, charge, reading),
+        paused_news(before, reading),
+        still_news(charge, reading, now),
     ]
     return [news for news in found if news]
 
 
-def started(
+def started_news(
     before: Charge, charge: Charge, reading: Reading, now: datetime
 ) -> News | None:
     """The first reading that charges, where it did not before; a pause is no end."""
@@ -2219,14 +2239,14 @@ def started(
     return News("started", with_full_clock(message, reading, now))
 
 
-def reached(before: Charge, reading: Reading, notify_at: float) -> News | None:
+def reached_news(before: Charge, reading: Reading, notify_at: float) -> News | None:
     """The owner's own goal, when it is passed."""
     if not before.charge < notify_at <= reading.charge or reading.status == "full":
         return None
     return News("reached", f"{notify_at:.0f}% reached")
 
 
-def soon(reading: Reading, now: datetime) -> News | None:
+def soon_news(reading: Reading, now: datetime) -> News | None:
     """It is time to walk to the car."""
     minutes = reading.minutes_to_full(now)
     if minutes is None or minutes > SOON_MINUTES:
@@ -2235,7 +2255,7 @@ def soon(reading: Reading, now: datetime) -> News | None:
     return News("soon", f"Full in about {about} min, at {reading.full_clock(now)}")
 
 
-def overdue(charge: Charge, now: datetime) -> News | None:
+def overdue_news(charge: Charge, now: datetime) -> News | None:
     """BMW can go on saying for hours, or for days, that a full car charges."""
     if charge.status != "charging":
         return None
@@ -2249,7 +2269,7 @@ def overdue(charge: Charge, now: datetime) -> News | None:
     return None
 
 
-def full(charge: Charge, reading: Reading) -> News | None:
+def full_news(charge: Charge, reading: Reading) -> News | None:
     """The end that the owner waits for, and the next driver, too."""
     if reading.status != "full":
         return None
@@ -2260,7 +2280,7 @@ def full(charge: Charge, reading: Reading) -> News | None:
     return News("full", message)
 
 
-def stopped(before: Charge, charge: Charge, reading: Reading) -> News | None:
+def stopped_news(before: Charge, charge: Charge, reading: Reading) -> News | None:
     """The end of a charge at less than full, with the car's reason if it has one."""
     if not before.is_on or reading.status in ("charging", "waiting", "full"):
         return None
@@ -2272,14 +2292,14 @@ def stopped(before: Charge, charge: Charge, reading: Reading) -> News | None:
     return News("stopped", f"{message}, {summary}" if summary else message)
 
 
-def paused(before: Charge, reading: Reading) -> News | None:
+def paused_news(before: Charge, reading: Reading) -> News | None:
     """Smart tariffs do that many times in a night."""
     if before.status != "charging" or reading.status != "waiting":
         return None
     return News("paused", f"Charging paused at {reading.percent}")
 
 
-def still(charge: Charge, reading: Reading, now: datetime) -> News | None:
+def still_news(charge: Charge, reading: Reading, now: datetime) -> News | None:
     """An hour after it was full, where the last word on the plug is that it is in."""
     if reading.status != "full" or not reading.plugged or not charge.ended_s:
         return None
@@ -2289,11 +2309,11 @@ def still(charge: Charge, reading: Reading, now: datetime) -> News | None:
     return News("still", f"Full since {since}, and still plugged in")
 
 
-def steps(charge: Charge, reading: Reading, now: datetime) -> list[News]:
+def step_news(charge: Charge, reading: Reading, now: datetime) -> News | None:
     """It is 5 % more than at the last news."""
-    if round(reading.charge - charge.lowest, 6) < STEP_PERCENT:
-        return []
-    return [News("step", with_full_clock(f"{reading.percent} charged", reading, now))]
+    if round(reading.charge - charge.lowest_since_news, 6) < STEP_PERCENT:
+        return None
+    return News("step", with_full_clock(f"{reading.percent} charged", reading, now))
 
 
 def with_full_clock(message: str, reading: Reading, now: datetime) -> str:
@@ -2309,36 +2329,44 @@ def charge_summary(charge: Charge, reading: Reading) -> str:
     return f"{charge.began_at.rstrip('%')} → {reading.percent} in {duration(took_s)}"
 
 
-def early_poll_in_s(
-    reading: Reading, now: datetime, goals: list[float], early_polls: int
-) -> float | None:
-    """Seconds until news is expected, and BMW may be asked; None where none is.
+def soon_news_s(reading: Reading) -> float:
+    """The time.time() at which it is full soon; a negative one where that is not known."""
+    return seconds_or_0(reading.full_at) - SOON_MINUTES * A_MINUTE_S
 
-    The polls just before and just after full are made, whatever came before them.
+
+def early_poll_s(
+    reading: Reading, now_s: float, goals: list[float], early_polls: int
+) -> float | None:
+    """The time.time() at which news is expected, and BMW may be asked; None for never.
+
+    The polls just before and just after full may be made after some others in vain.
     """
     if reading.full_at is None or early_polls >= EARLY_POLLS_NEAR_FULL:
         return None
-    left_s = (reading.full_at - now).total_seconds()
-    soon_s = left_s - SOON_MINUTES * A_MINUTE_S
-    expected_s = [soon_s, left_s + AFTER_FULL_S]
-    if early_polls < EARLY_POLLS and soon_s > 0:
-        expected_s += [goal_due_s(reading, left_s, goal) for goal in goals]
-    ahead_s = [seconds for seconds in expected_s if seconds > 0]
+    full_s = reading.full_at.timestamp()
+    soon_s = soon_news_s(reading)
+    expected_s = [soon_s, full_s + AFTER_FULL_S]
+    if early_polls < EARLY_POLLS and now_s < soon_s:
+        expected_s += [goal_s(reading, now_s, goal) for goal in goals]
+    ahead_s = [at_s for at_s in expected_s if at_s > now_s]
 
-    if not ahead_s:  # it should be full by now
-        return LEAST_GAP_S if early_polls < EARLY_POLLS else None
-    in_s = max(min(ahead_s), LEAST_GAP_S)
-    if in_s < soon_s < in_s + LEAST_GAP_S:
-        return soon_s  # or it would come too late
-    return in_s
+    least_s = now_s + LEAST_GAP_S
+    if ahead_s:
+        return max(min(ahead_s), least_s)
+    # It should be full by now.
+    return least_s if early_polls < EARLY_POLLS else None
 
 
-def goal_due_s(reading: Reading, left_s: float, goal: float) -> float:
-    """Seconds to a charge in percent, if it rises evenly; 0 where it is not ahead."""
+def goal_s(reading: Reading, now_s: float, goal: float) -> float:
+    """The time.time() at which a charge in percent is reached; 0 where it is behind.
+
+    The charge rises evenly, and to a little more, for what is interpolated is rounded.
+    """
     if not reading.charge < goal < 100:
         return 0.0
-    # A little more, for what is interpolated is rounded.
-    return left_s * (goal + 0.1 - reading.charge) / (100 - reading.charge)
+    left_s = seconds_or_0(reading.full_at) - now_s
+    share = (goal + 0.1 - reading.charge) / (100 - reading.charge)
+    return now_s + left_s * share
 
 
 def retry_s(failures: int, problem: NoReading, interval_s: float) -> float:
@@ -2836,7 +2864,7 @@ class Loop:
         """Take note of a reading; returns the time.time() of the next poll."""
         now = local_now()
         self.failures = 0
-        self.reading = self.watch.without_fall(reading)
+        self.reading = self.watch.with_standing_charge(reading)
         self.log.write(self.reading, now)
         self.tell(self.watch.take(self.reading, now))
         return self.watch.plan_next_poll(self.reading, began_s, now)
@@ -3030,7 +3058,7 @@ def logger_settings(arguments: argparse.Namespace, path: Path) -> Settings:
     steps = 'README.md has the steps in "Your own car"'
     advice = f"{first}; {steps}; --demo needs no account"
     # Those of the file come last, for many desktops export a USERNAME of their own.
-    settings = load_settings({**os.environ, **found}, unknown_names(found), advice)
+    settings = load_settings({**os.environ, **found}, check_names(found), advice)
 
     if urlsplit(settings.login_url).hostname == urlsplit(PORTAL_LOGIN_URL).hostname:
         where = 'README.md describes the open one in "Your own car"'
@@ -3089,7 +3117,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     variables = {**os.environ, **found}
     own_names = ("NTFY_URL", "WEBHOOK_URL", "NOTIFY_AT")
     own = {name: variables.get(name, "") for name in own_names}
-    problems = unknown_names(found)
+    problems = check_names(found)
 
     with simulated_bmw() as simulated:
         settings = load_settings({**simulated, **own}, problems, advice="")
@@ -3125,7 +3153,7 @@ class SimulatedCar:
         }
 
     def _minutes_to_full(self, charge: float, now: datetime) -> float:
-        """The time of day when it is full stands still, until the end is near."""
+        """To a time of day that stands still, until the end is near."""
         left_in_story = (100 - charge) * self.MINUTES_A_PERCENT
         if left_in_story <= SOON_MINUTES:
             return left_in_story

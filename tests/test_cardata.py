@@ -104,6 +104,12 @@ def test_container_is_made_once_and_kept(cardata: CarData, new: Client) -> None:
     assert purposes(cardata) == [i3charge.FULL]
 
 
+def test_container_that_bmw_does_not_name_is_none(cardata: CarData, new: Client) -> None:
+    cardata.api_answers = [says(200, {"containers": []}), says(201, "<html>")]
+    assert "does not name it" in str(new.refused())
+    assert not new.memory.container.id
+
+
 def test_container_that_exists_is_found(cardata: CarData, new: Client) -> None:
     cardata.add_container(name="another program's")
     cardata.add_container(purpose=i3charge.SMALL)

@@ -210,7 +210,8 @@ def test_outage_of_the_sign_in_is_told_once_and_the_old_token_tried_every_half_h
             " client id; then make a new one in the portal",
         )
     ]
-    assert days.said == ["BMW does not renew the sign-in; it is asked once more"]
+    assert days.said[0] == "BMW does not renew the sign-in; it is asked once more"
+    assert set(days.said[1:]) == {"BMW refuses the sign-in (invalid_client)"}  # in the log
     tries = [r for r in cardata.seen("/oauth/token") if r.form["refresh_token"] == token]
     assert 94 <= len(tries) <= 98
 
@@ -362,6 +363,9 @@ def test_refresh_token_is_not_spent_where_the_new_one_cannot_be_kept(
 
     signed_in.memory.path = tmp_path / ".i3charge.json"
     assert signed_in.poll()
+    signed_in.memory.path = tmp_path / "nowhere" / ".i3charge.json"
+    signed_in.memory.sign_in.expires_s = 0.0
+    assert signed_in.refused().news  # another time, it is told again
 
 
 @pytest.mark.parametrize("expires_s", [0.0, 4e9], ids=["to-renew", "good"])

@@ -52,7 +52,7 @@ class Night:
         if status == "unplugged":
             more.setdefault("plugged", False)
         reading = Reading(charge, status, reported=self.now, **more)
-        self.reading = self.watch.without_fall(reading)
+        self.reading = self.watch.with_standing_charge(reading)
         return [f"{n.kind}: {n.message}" for n in self.watch.take(self.reading, self.now)]
 
     def next_poll_in(self) -> float:
@@ -320,6 +320,13 @@ def test_still_is_told_only_where_the_plug_is_known_to_be_in(night: Night, plugg
     night.take(10, 90)
     night.take(20, 100, "full", plugged=True)
     assert night.take(90, 100, "full", plugged=plugged) == []
+
+
+def test_still_is_not_told_of_a_car_that_was_away_in_between(night: Night) -> None:
+    night.take(10, 90)
+    night.take(20, 100, "full", plugged=True)
+    night.take(60, 100, "full", plugged=False)
+    assert night.take(200, 100, "full", plugged=True) == []
 
 
 # --- What is not known ----------------------------------------------------------------

@@ -200,12 +200,12 @@ def test_all_that_is_wrong_is_said_in_one_go_and_nothing_is_sent(
     ],
 )
 def test_name_that_is_almost_one_of_ours_is_an_error(name: str, meant: str) -> None:
-    assert i3charge.unknown_names([name]) == [f"{name} is not a setting; did you mean {meant}?"]
+    assert i3charge.check_names([name]) == [f"{name} is not a setting; did you mean {meant}?"]
 
 
 @pytest.mark.parametrize("name", ["NTFY_TOPIC", "VIN", "DATABASE_URL"])
 def test_any_other_name_that_is_none_of_ours_has_a_line(name: str, log: Log) -> None:
-    assert i3charge.unknown_names([name, *i3charge.SETTING_NAMES]) == []
+    assert i3charge.check_names([name, *i3charge.SETTING_NAMES]) == []
     assert log.messages == [f"{name} is not a setting of i3charge"]
 
 
