@@ -2124,6 +2124,7 @@ def charge_after(before: Charge, reading: Reading, now: datetime) -> Charge:
         highest=max(before.highest, reading.charge),
         told=list(before.told),
     )
+
     if reading.status == "charging":
         if not before.is_on:
             begin(charge, before, reading, now)
@@ -2131,11 +2132,13 @@ def charge_after(before: Charge, reading: Reading, now: datetime) -> Charge:
             charge.expected_s = reading.full_at.timestamp()
     elif reading.status == "waiting":
         charge.expected_s = 0.0  # it will be later than the car had expected
+
     if has_ended(before, reading):
         charge.is_on = False
         charge.ended_s = end_of_charge_s(before, reading, now)
         if not before.is_on:  # it came and went between two readings
             charge.began_at = ""
+
     if reading.plugged is False:
         end_for_good(charge, reading)
     return charge
