@@ -78,6 +78,7 @@ except ImportError as problem:
 __version__ = "3.0.0"
 logger = logging.getLogger("i3charge")
 
+# A name that ends in `_s` is in seconds: a span, or a moment as time.time() has it.
 A_MINUTE_S = 60.0
 AN_HOUR_S = 60 * A_MINUTE_S
 A_DAY_S = 24 * AN_HOUR_S
@@ -237,7 +238,7 @@ def load_settings(
 
 
 def is_portal(variables: Mapping[str, str]) -> bool:
-    """USERNAME is no sign of the portal, for many desktops export one."""
+    """Whether the settings are for the portal. USERNAME is no sign: desktops export it."""
     given = {name for name, value in variables.items() if value.strip()}
     if "CARDATA_CLIENT_ID" in given:
         return False
@@ -366,7 +367,7 @@ def is_loopback(url: str) -> bool:
         return False
 
 
-# --- A reading ------------------------------------------------------------------------
+# --- A reading, and a piece of news ---------------------------------------------------
 Status = Literal[
     "charging", "full", "waiting", "error", "plugged in", "unplugged", "unknown"
 ]
@@ -415,6 +416,21 @@ class Reading:
     def said_s(self, now: datetime) -> float:
         """The time.time() of which this reading tells."""
         return min(self.reported or now, now).timestamp()
+
+
+Kind = Literal[
+    "started", "step", "reached", "soon", "overdue", "full", "stopped", "paused", "still",
+    "sign-in", "error"
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class News:
+    """What is worth telling."""
+
+    kind: Kind
+    message: str
+    click: str = ""  # an address that a tap opens
 
 
 def local_now() -> datetime:
@@ -511,11 +527,11 @@ class Container:
 
 
 @dataclass
-class Charge:
-    """What is known of the charge that goes on, or else of the last one.
+class ChargingSession:
+    """What is known of the charging session that goes on, or else of the last one.
 
     It begins when the car charges, goes on through pauses, and ends when the car is full
-    or has stopped. It is another charge, of which all can be told anew, when the plug was
+    or has stopped. It is another one, of which all can be told anew, when the plug was
     out, or when the car charges again after its charge fell by 5 %.
     """
 
@@ -531,10 +547,10 @@ class Charge:
     highest: float = 0.0  # percent, of this charge
     is_on: bool = False  # it charges, or pauses
     began_s: float = 0.0  # time.time() when it began
-    began_at: str = ""  # percent, as it was shown; "" where the beginning was not seen
+    began_percent: str = ""  # as it was shown; "" where it was not seen
     expected_s: float = 0.0  # time.time() when the car last expected to be full
     ended_s: float = 0.0  # time.time() when it was full or stopped; 0 if unseen
-    told: list[str] = field(default_factory=list)  # what is told once a charge
+    told: list[str] = field(default_factory=list)  # what is told once a session
 
 
 @dataclass
@@ -557,11 +573,11 @@ class Memory:
     """All that outlasts the program. One process reads it once, and owns it."""
 
     client_id: str = ""  # that the sign-in and the container belong to
-    vin: str = ""  # that the charge belongs to
+    vin: str = ""  # that the session belongs to
     sign_in: SignIn = field(default_factory=SignIn)
     container: Container = field(default_factory=Container)
     requests_s: list[float] = field(default_factory=list)  # time.time() of each
-    charge: Charge = field(default_factory=Charge)
+    session: ChargingSession = field(default_factory=ChargingSession)
     outbox: list[Message] = field(default_factory=list)
 
     path: Path | None = None  # without one, nothing is kept
@@ -625,7 +641,7 @@ def load_memory(path: Path, client_id: str, vin: str) -> Memory:
         memory.container = Container()
     if memory.vin != vin:
         memory.vin = vin
-        memory.charge = Charge()
+        memory.session = ChargingSession()
     return memory
 
 
@@ -659,7 +675,7 @@ def memory_in(kept: object) -> Memory:
         sign_in=record_in(kept["sign_in"], SignIn),
         container=record_in(kept["container"], Container),
         requests_s=kept["requests_s"],
-        charge=record_in(kept["charge"], Charge),
+        session=record_in(kept["session"], ChargingSession),
         outbox=[record_in(message, Message) for message in kept["outbox"]],
     )
 
@@ -733,7 +749,7 @@ class NoReading(Exception):
         news: News | None = None,
     ) -> None:
         super().__init__(why)
-        self.wait_s = wait_s  # to the next try; None: the longer, the more have failed
+        self.wait_s = wait_s  # to the next try; None where it has failed: ever longer
         self.was_sent = was_sent  # to BMW, whom it has cost a request
         self.news = news  # to tell the owner, beside the log
 
@@ -822,13 +838,13 @@ class Http:
         self._session.headers["User-Agent"] = f"i3charge/{__version__}"
         # Compressed, a small body could become a huge one in memory.
         self._session.headers["Accept-Encoding"] = "identity"
-        self._last_request_s = time.time()
+        self._last_request_s: dict[str, float] = {}  # by its host
 
     def send(self, request: Request) -> HttpAnswer:
         """Raises NoAnswer where none comes."""
-        self._close_idle()
         what = request.what
         host = urlsplit(request.url).hostname or ""
+        self._close_idle(host)
         try:
             with self._session.request(
                 request.method,
@@ -856,11 +872,11 @@ class Http:
         logger.debug("asked %s for %s: HTTP %d", host, what, status)
         return HttpAnswer(what, host, status, response.headers, body)
 
-    def _close_idle(self) -> None:
+    def _close_idle(self, host: str) -> None:
         now_s = time.time()
-        if now_s - self._last_request_s > self.KEPT_S:
+        if now_s - self._last_request_s.get(host, now_s) > self.KEPT_S:
             self._session.close()
-        self._last_request_s = now_s
+        self._last_request_s[host] = now_s
 
     def _read(self, response: requests.Response) -> bytes:
         """The body, up to a limit; nothing where it breaks off, for its status counts."""
@@ -928,19 +944,19 @@ class CarDataSignIn:
     TIMEOUT_S = (5.0, 10.0)  # for so long, about, a Ctrl-C can be held back
     RENEW_BEFORE_S = 60.0
     CODES_IN_A_ROW = 3
-    UNATTENDED_S = 30 * A_MINUTE_S  # from one code to the next, after those
+    PAUSE_AFTER_CODES_S = 30 * A_MINUTE_S  # from one code to the next, after those
     OUTAGE_PAUSE_S = 30 * A_MINUTE_S
     TELL_AGAIN_S = A_DAY_S
 
     def __init__(
-        self, settings: Settings, http: Http, memory: Memory, *, is_attended: bool
+        self, settings: Settings, http: Http, memory: Memory, *, may_ask_owner: bool
     ) -> None:
         self._url = settings.cardata_auth_url.rstrip("/")
         self._client_id = settings.client_id
         self._http = http
         self._memory = memory
         self._kept = memory.sign_in
-        self._is_attended = is_attended  # by an owner who can be shown a code
+        self._may_ask_owner = may_ask_owner  # to confirm a code
         self._code: DeviceCode | None = None  # the last that the owner was shown
         self._codes = 0  # that were shown in a row
         self._is_disk_told = False  # the owner knows that it cannot keep a sign-in
@@ -955,7 +971,7 @@ class CarDataSignIn:
             self._renew_or_ask()
         return self._kept.access_token
 
-    def refuse_access_token(self) -> None:
+    def expire_access_token(self) -> None:
         """BMW has refused it before its time."""
         self._kept.expires_s = 0.0
 
@@ -978,7 +994,7 @@ class CarDataSignIn:
         # while it was out of order.
         if self._kept.refresh_token and self._renew():
             return
-        if not self._is_attended:
+        if not self._may_ask_owner:
             self._raise_start_by_hand_is_needed()
         self._ask_owner()
 
@@ -995,9 +1011,11 @@ class CarDataSignIn:
         form = {"grant_type": "refresh_token", "refresh_token": token}
         with signals_held_back():
             answer = self._post("a token", "token", form)
-            if not is_oauth_error(answer):
+            if has_tokens(answer):
                 self._keep_tokens(answer)
                 return True
+        if not is_oauth_error(answer):
+            raise NoReading(answer.failure())
 
         self._kept.refusals += 1
         self._memory.save()
@@ -1008,12 +1026,8 @@ class CarDataSignIn:
     def _keep_tokens(self, answer: HttpAnswer) -> None:
         """Save new tokens before they are used, for the old refresh token is dead."""
         said = answer.json()
-        access_token = said.get("access_token")
-        if answer.status != 200 or not is_token(access_token):
-            raise NoReading(answer.failure())
-
         kept = self._kept
-        kept.access_token = str(access_token)
+        kept.access_token = str(said["access_token"])
         if is_token(said.get("refresh_token")):
             kept.refresh_token = str(said["refresh_token"])
         lifetime_s = number(said.get("expires_in"), most=1e6) or 3599.0
@@ -1068,8 +1082,8 @@ class CarDataSignIn:
     def _pause_after_codes_in_vain(self) -> None:
         if not self._code or self._codes < self.CODES_IN_A_ROW:
             return
-        wait_s = self._code.shown_s + self.UNATTENDED_S - time.time()
-        if 0 < wait_s <= self.UNATTENDED_S:
+        wait_s = self._code.shown_s + self.PAUSE_AFTER_CODES_S - time.time()
+        if 0 < wait_s <= self.PAUSE_AFTER_CODES_S:
             next_code = f"the next code comes in {duration(wait_s)}"
             why = f"Nobody has signed in: {next_code}, a new start gives one at once"
             raise WaitingForOwner(why, wait_s=wait_s)
@@ -1107,11 +1121,11 @@ class CarDataSignIn:
                 answer = self._post("the tokens", "token", form)
             except NoAnswer as problem:
                 self._raise_fault(code, str(problem))
-            if answer.status == 200:
+            if has_tokens(answer):
                 self._keep_tokens(answer)
-        if answer.status != 200:
-            self._go_on_waiting(code, answer)
-        logger.info("signed in at BMW")
+                logger.info("signed in at BMW")
+                return
+        self._go_on_waiting(code, answer)
 
     def _go_on_waiting(self, code: DeviceCode, answer: HttpAnswer) -> NoReturn:
         """Raises what says why there are no tokens for a code yet, and how to go on."""
@@ -1222,6 +1236,10 @@ def device_code_in(said: Mapping[str, Any], verifier: str) -> DeviceCode | None:
 OAUTH_REFUSALS = (400, 401, 403)  # as the status of an answer
 
 
+def has_tokens(answer: HttpAnswer) -> bool:
+    return answer.status == 200 and is_token(answer.json().get("access_token"))
+
+
 def is_oauth_error(answer: HttpAnswer) -> bool:
     """Whether OAuth itself has refused, for BMW's gateway knows nothing of tokens."""
     return answer.status in OAUTH_REFUSALS and "error" in answer.json()
@@ -1245,9 +1263,9 @@ def signals_held_back() -> Iterator[None]:
 # --- CarData: the API -----------------------------------------------------------------
 # What CarData can say of the car, by its "descriptors".
 ENGINE = "vehicle.drivetrain.electricEngine."
-HEADER = "vehicle.drivetrain.batteryManagement.header"
-DISPLAYED = "vehicle.powertrain.electric.battery.stateOfCharge.displayed"
-PREDICTED = ENGINE + "charging.level"
+CHARGE_HEADER = "vehicle.drivetrain.batteryManagement.header"
+CHARGE_DISPLAYED = "vehicle.powertrain.electric.battery.stateOfCharge.displayed"
+CHARGE_PREDICTED = ENGINE + "charging.level"
 STATUS = ENGINE + "charging.status"
 HV_STATUS = ENGINE + "charging.hvStatus"
 TO_FULL = ENGINE + "charging.timeToFullyCharged"
@@ -1259,8 +1277,14 @@ PORT_COMBINED = "vehicle.body.chargingPort.combinedStatus"
 
 # One descriptor that BMW does not accept refuses a whole container. Those of the small
 # one are what the car itself sends.
-OF_THE_CAR = (HEADER, STATUS, TO_FULL, REMAINING, RANGE, PORT)
-OF_BMW_AND_NEW = (DISPLAYED, PREDICTED, HV_STATUS, FINISH_REASON, PORT_COMBINED)
+OF_THE_CAR = (CHARGE_HEADER, STATUS, TO_FULL, REMAINING, RANGE, PORT)
+OF_BMW_AND_NEW = (
+    CHARGE_DISPLAYED,
+    CHARGE_PREDICTED,
+    HV_STATUS,
+    FINISH_REASON,
+    PORT_COMBINED,
+)
 
 # A container's purpose tells its descriptors, which cannot be changed later: raise the
 # number with every change of them.
@@ -1270,7 +1294,7 @@ DESCRIPTORS = {FULL: (*OF_THE_CAR, *OF_BMW_AND_NEW), SMALL: OF_THE_CAR}
 
 # CarData's error codes that change what is done next.
 TOKEN_REFUSED = ("CU-100", "CU-101", "CU-102")
-NO_DATA_FOUND = "CU-127"  # so BMW says, but it has come for an expired token
+NO_DATA_FOUND = "CU-127"  # BMW has sent it for an expired token, too
 WRONG_SCOPE = "CU-103"  # of the sign-in, which is not for CarData
 CAR_REFUSED = ("CU-104", "CU-120")  # not the owner's, or no such VIN
 CONTAINER_LOST = ("CU-105", "CU-121", "CU-122")  # unknown, malformed, to be deleted
@@ -1302,7 +1326,7 @@ class CarDataApi:
         """Returns the JSON object of the answer. Refusal, or another NoReading."""
         answer = self._send(request)
         if is_token_refused(answer):
-            self._sign_in.refuse_access_token()
+            self._sign_in.expire_access_token()
             answer = self._send(request)
         if 200 <= answer.status < 300:
             return answer.json()
@@ -1317,7 +1341,7 @@ class CarDataApi:
             return self._http.send(signed)
         except NoAnswer as problem:
             if not problem.was_sent:
-                self._memory.requests_s.pop()
+                self._memory.requests_s.pop()  # the loop saves that
             raise
 
     def _count_request(self) -> None:
@@ -1342,8 +1366,8 @@ class CarDataApi:
         if code == QUOTA_USED_UP or answer.status == 429:
             why = "BMW says that CarData's 50 requests a day are used up"
             # They come back at 00:00 UTC, or one by one after 24 hours.
-            midnight_s = A_DAY_S - time.time() % A_DAY_S
-            wait_s = min(AN_HOUR_S, midnight_s + A_MINUTE_S)
+            to_midnight_s = A_DAY_S - time.time() % A_DAY_S
+            wait_s = min(AN_HOUR_S, to_midnight_s + A_MINUTE_S)
             raise Refusal(why, answer.status, code, wait_s=wait_s)
         if not code.startswith("CU-"):
             raise Refusal(answer.failure(), answer.status, code)
@@ -1391,7 +1415,11 @@ def quota_wait_s(spent_s: list[float], now_s: float) -> float:
 
 
 class CarData:
-    """BMW CarData, the official API for one's own car."""
+    """BMW CarData, the official API for one's own car.
+
+    The car is read through a container of descriptors, which is remembered. One that BMW
+    has lost is replaced; where BMW refuses the full set, a small one stands in for it.
+    """
 
     name = "CarData"
 
@@ -1400,18 +1428,21 @@ class CarData:
     FULL_TRY_PAUSE_S = A_DAY_S
 
     def __init__(
-        self, settings: Settings, http: Http, memory: Memory, *, is_attended: bool
+        self, settings: Settings, http: Http, memory: Memory, *, may_ask_owner: bool
     ) -> None:
         self._url = settings.cardata_url.rstrip("/") + "/customers"
         self._vin = settings.vin
         self._memory = memory
-        self._sign_in = CarDataSignIn(settings, http, memory, is_attended=is_attended)
+        self._sign_in = CarDataSignIn(
+            settings, http, memory, may_ask_owner=may_ask_owner
+        )
         self._api = CarDataApi(settings, http, memory, self._sign_in)
         # A start by hand seeks a container at once, whatever has been refused before.
-        self._is_start_by_hand = is_attended
+        self._is_start_by_hand = may_ask_owner
 
     def poll(self) -> Reading:
         """Ask BMW once. NoReading if there is none now, SignInRefused if never."""
+        # First, for a sign-in that is missing must not count as a search or a try.
         self._sign_in.access_token()
         self._try_full_container()
         container_id = self._container_id()
@@ -1457,7 +1488,7 @@ class CarData:
     def _find_container(self, lost: str = "") -> str:
         """Find a container of ours that BMW knows, or make one.
 
-        A search counts as a try whatever comes of it, for BMW has refused its list of
+        A search counts as a try whatever BMW answers, for it has refused its list of
         containers as well: at most one an hour.
         """
         self._is_start_by_hand = False
@@ -1478,6 +1509,9 @@ class CarData:
         except NoAnswer as problem:
             if not problem.was_sent:
                 container.next_search_s = 0.0
+            raise
+        except NoReading:  # of the sign-in or the quota, which says when to go on
+            container.next_search_s = 0.0
             raise
 
     def _search_pause_s(self, refusal: Refusal) -> float:
@@ -1526,7 +1560,8 @@ class CarData:
         made = self._api.ask(Request("a container", "POST", url, json=asked))
         container_id = text_or_empty(made.get("containerId"))
         if not container_id:
-            raise NoReading("CarData has made a container, but does not name it")
+            why = "CarData has made a container, but does not name it"
+            raise Refusal(why, status=200, code="")
         return container_id
 
     def _use(
@@ -1561,8 +1596,9 @@ class CarData:
 #   PORT, PORT_COMBINED   the car, when the plug goes in or out
 #   STATUS                the car, at each change; it can stick for hours after the end
 #   HV_STATUS             BMW, at each answer; it can lag by hours, and for days
-#   HEADER, DISPLAYED     the car's charge, at the beginning and the end of charging
-#   PREDICTED             BMW's own charge, at each answer; an i3 may have none
+#   CHARGE_HEADER, CHARGE_DISPLAYED
+#                         the car, when a charge begins and ends, seldom in between
+#   CHARGE_PREDICTED      BMW, at each answer; an i3 may have none
 #   TO_FULL, REMAINING    the car, now and then; an old value stays for hours
 # So the plug wins over a status that is no newer, the car's status over BMW's, and
 # BMW's charge over the car's only where it is higher and the charge goes on.
@@ -1704,18 +1740,19 @@ def is_plugged(data: TelematicData) -> bool | None:
     """The last word on the plug; None where there is none that counts.
 
     A status can stick for hours after the plug was pulled, so the plug wins where it is
-    as new. One that was pulled before the last word on charging may be in again.
+    as new. One that was pulled before the last word on charging may be in again, unless
+    that word is of the end that the pull has made.
     """
     plug = plug_in(data)
+    if plug.value != "DISCONNECTED":
+        return True if plug.value == "CONNECTED" else None
     status = data.said(STATUS)
-    if plug.value == "CONNECTED":
-        return True
-    if plug.value is None:
-        return None
-    is_older = plug.at is not None and status.at is not None and plug.at < status.at
-    if is_older and status.word in STATUS_OF_WORD:
-        return None
-    return False
+    if plug.at is None or status.at is None or status.word not in STATUS_OF_WORD:
+        return False
+
+    is_end = STATUS_OF_WORD[status.word] == "plugged in"
+    allowed = TOGETHER if is_end else timedelta(0)
+    return None if status.at - plug.at > allowed else False
 
 
 def plug_in(data: TelematicData) -> Said:
@@ -1735,9 +1772,9 @@ def is_full(data: TelematicData, status: Status, charge: float) -> bool:
     if status == "unknown" and data.said(STATUS).word != NOT_CHARGING:
         return False  # nothing is known, so it may be charging
     if own_charge(data).value == 100:
-        return True
+        return True  # whatever else is said
     if status == "plugged in" and data.said(HV_STATUS).word == GOAL_REACHED:
-        return charge >= NEARLY_FULL
+        return charge >= NEARLY_FULL  # a goal can be 80 %
     return status in ("plugged in", "unplugged") and charge >= 100
 
 
@@ -1758,7 +1795,7 @@ def is_over(data: TelematicData) -> bool:
 
 def highest_charge(data: TelematicData) -> float:
     """The higher of the car's word and BMW's prediction, in percent."""
-    computed = data.measured(PREDICTED, most=100)
+    computed = data.measured(CHARGE_PREDICTED, most=100)
     return max(own_charge(data).value or 0.0, computed.value or 0.0)
 
 
@@ -1767,15 +1804,15 @@ def charge_in(
 ) -> tuple[float | None, Source]:
     """The charge in percent, and who says it.
 
-    The car says it when a charge begins and ends, seldom in between. So its word is
-    what the charge is at least while the car charges or pauses; after that it counts,
-    if it is of that end.
+    The car says it when a charge begins and ends, seldom in between. So while the car
+    charges or pauses, the higher of its word and BMW's counts. After that the car's
+    counts if it is of that end, else the higher one as before.
     """
     own = own_charge(data)
-    computed: float | None = data.measured(PREDICTED, most=100).value
+    computed: float | None = data.measured(CHARGE_PREDICTED, most=100).value
     source: Source = "BMW"
     if computed is None and status == "charging" and interpolates:
-        # An i3 may have no PREDICTED.
+        # An i3 may have no CHARGE_PREDICTED.
         computed = interpolated(own, data.said(STATUS).at, full_at, data.now)
         source = "interpolated"
 
@@ -1799,7 +1836,10 @@ def is_own_final(data: TelematicData, status: Status) -> bool:
 
 def own_charge(data: TelematicData) -> Said:
     """The car's own word; its value is a percentage or None."""
-    return newest(data.measured(HEADER, most=100), data.measured(DISPLAYED, most=100))
+    return newest(
+        data.measured(CHARGE_HEADER, most=100),
+        data.measured(CHARGE_DISPLAYED, most=100),
+    )
 
 
 def interpolated(
@@ -1845,7 +1885,7 @@ def range_in(data: TelematicData) -> tuple[float | None, str | None]:
 
 def reported_in(data: TelematicData) -> datetime | None:
     """When the car last spoke. BMW stamps what it computes itself at every answer."""
-    own = [data.said(name) for name in (HEADER, DISPLAYED, STATUS)]
+    own = [data.said(name) for name in (CHARGE_HEADER, CHARGE_DISPLAYED, STATUS)]
     return newest(*own, plug_in(data)).at
 
 
@@ -1856,7 +1896,7 @@ class Portal:
     name = "ConnectedDrive portal"
 
     FIELDS: ClassVar = {  # the portal's words for what CarData calls descriptors
-        HEADER: "chargingLevelHv",  # as displayed; soc_hv_percent is less near the top
+        CHARGE_HEADER: "chargingLevelHv",  # as displayed; soc_hv_percent is less near the top
         HV_STATUS: "chargingHVStatus",
         STATUS: "charging_status",
         TO_FULL: "chargingTimeRemaining",
@@ -1907,7 +1947,8 @@ class Portal:
         # The report's one time stamp, such as 27.02.2018 19:59:03 UTC.
         updated = text_or_empty(car.get("updateTime"))
         form = r"(..)\.(..)\.(....) (.*) UTC"
-        values[HEADER]["timestamp"] = re.sub(form, r"\3-\2-\1 \4", updated)
+        values[CHARGE_HEADER]["timestamp"] = re.sub(form, r"\3-\2-\1 \4", updated)
+        # The portal's charge is the car's own of now; there is nothing to interpolate.
         return reading_in(TelematicData(values, now), interpolates=False)
 
     def _ask(self) -> HttpAnswer:
@@ -1975,19 +2016,14 @@ class Door(Protocol):
 
 
 def open_door(
-    settings: Settings, http: Http, memory: Memory, *, is_attended: bool
+    settings: Settings, http: Http, memory: Memory, *, may_ask_owner: bool
 ) -> Door:
     if settings.client_id:
-        return CarData(settings, http, memory, is_attended=is_attended)
+        return CarData(settings, http, memory, may_ask_owner=may_ask_owner)
     return Portal(settings, http)
 
 
 # --- What is news, and when the next poll is due --------------------------------------
-Kind = Literal[
-    "started", "step", "reached", "soon", "overdue", "full", "stopped", "paused", "still",
-    "sign-in", "error"
-]  # fmt: skip
-
 STEP_PERCENT = 5
 SOON_MINUTES = 10
 FORGOTTEN_S = 36 * AN_HOUR_S  # for a run once a day, late, on a day of 25 hours
@@ -2005,17 +2041,8 @@ EARLY_POLLS = 2
 EARLY_POLLS_NEAR_FULL = 4
 
 
-@dataclass(frozen=True)
-class News:
-    """What is worth telling."""
-
-    kind: Kind
-    message: str
-    click: str = ""  # an address that a tap opens
-
-
 class ChargeWatch:
-    """Decides what in a row of readings is news. What it knows outlasts the program."""
+    """Decides what in a row of readings is news, by what is remembered of the session."""
 
     def __init__(self, memory: Memory, notify_at: float, interval_s: float) -> None:
         self._memory = memory
@@ -2025,7 +2052,7 @@ class ChargeWatch:
 
     def with_standing_charge(self, reading: Reading) -> Reading:
         """The last interpolated charge stands, until the car or BMW says another."""
-        before = self._memory.charge
+        before = self._memory.session
         if not before.is_interpolated or reading.source == "BMW":
             return reading
         if seconds_or_0(reading.car_said_at) > before.car_said_s:
@@ -2036,39 +2063,40 @@ class ChargeWatch:
 
     def take(self, reading: Reading, now: datetime) -> list[News]:
         """Take note of a reading; returns its news, in the order of telling."""
-        before = self._memory.charge
+        before = self._memory.session
         if now.timestamp() - before.seen_s > FORGOTTEN_S:
-            before = Charge()
+            before = ChargingSession()
         is_first = not before.seen_s
         reading = with_known_status(reading, before)
-        charge = charge_after(before, reading, now)
+        session = session_after(before, reading, now)
 
-        found = news_in(before, charge, reading, now, self._notify_at)
-        news = [one for one in found if told_as(one) not in charge.told]
-        step = step_news(charge, reading, now)
+        found = news_in(before, session, reading, now, self._notify_at)
+        news = [one for one in found if told_as(one) not in session.told]
+        step = step_news(session, reading, now)
         if is_first:  # what has been so for long is no news
             news = [one for one in news if one.kind in ("soon", "overdue")]
         elif step and not news:
             news = [step]
 
-        note_told(charge, found)
+        # What was so from the beginning is not told later, either.
+        note_told(session, found)
         if is_first or news:
-            charge.lowest_since_news = reading.charge
+            session.lowest_since_news = reading.charge
         if news or is_new(reading, before, now):
             self._early_polls = 0
-        self._memory.charge = charge
+        self._memory.session = session
         return news
 
     def note_silence(self, now: datetime) -> list[News]:
         """Tell once that a charge has not been heard of for too long."""
-        charge = self._memory.charge
-        silent_s = now.timestamp() - charge.seen_s
+        session = self._memory.session
+        silent_s = now.timestamp() - session.seen_s
         is_due = max(2 * self._interval_s, AN_HOUR_S) <= silent_s <= FORGOTTEN_S
-        if charge.status != "charging" or charge.silence_told or not is_due:
+        if session.status != "charging" or session.silence_told or not is_due:
             return []
-        charge.silence_told = True
-        since = clock_at(charge.seen_s)
-        message = f"No word from BMW since {since} ({charge.percent}, charging)"
+        session.silence_told = True
+        since = clock_at(session.seen_s)
+        message = f"No word from BMW since {since} ({session.percent}, charging)"
         return [News("error", message)]
 
     def plan_next_poll(self, reading: Reading, began_s: float, now: datetime) -> float:
@@ -2077,7 +2105,7 @@ class ChargeWatch:
         A poll that is brought forward comes at the moment for which it is.
         """
         regular_s = began_s + self._interval_s
-        goals = [self._memory.charge.lowest_since_news + STEP_PERCENT, self._notify_at]
+        goals = [self._memory.session.lowest_since_news + STEP_PERCENT, self._notify_at]
         early_s = early_poll_s(reading, now.timestamp(), goals, self._early_polls)
         next_s = regular_s if early_s is None else min(early_s, regular_s)
 
@@ -2090,7 +2118,7 @@ class ChargeWatch:
         return next_s
 
 
-def with_known_status(reading: Reading, before: Charge) -> Reading:
+def with_known_status(reading: Reading, before: ChargingSession) -> Reading:
     """A status that is not known is no evidence that anything has changed."""
     if reading.status != "unknown":
         return reading
@@ -2100,17 +2128,22 @@ def with_known_status(reading: Reading, before: Charge) -> Reading:
     return dataclasses.replace(reading, charge=charge, status=before.status)
 
 
-def is_new(reading: Reading, before: Charge, now: datetime) -> bool:
-    """Whether BMW has said something that it had not said before."""
+def is_new(reading: Reading, before: ChargingSession, now: datetime) -> bool:
+    """Whether BMW has said something that it had not said before.
+
+    After the time at which it should be full, a charge that creeps is nothing new.
+    """
     if reading.status != before.status:
         return True
     is_charge_new = reading.charge != before.charge and reading.source != "interpolated"
     return is_charge_new and reading.minutes_to_full(now) is not None
 
 
-def charge_after(before: Charge, reading: Reading, now: datetime) -> Charge:
+def session_after(
+    before: ChargingSession, reading: Reading, now: datetime
+) -> ChargingSession:
     """What is known of the charge after this reading."""
-    charge = dataclasses.replace(
+    session = dataclasses.replace(
         before,
         seen_s=now.timestamp(),
         reported_s=reading.said_s(now) if reading.reported else 0.0,
@@ -2127,38 +2160,40 @@ def charge_after(before: Charge, reading: Reading, now: datetime) -> Charge:
 
     if reading.status == "charging":
         if not before.is_on:
-            begin(charge, before, reading, now)
+            begin(session, before, reading, now)
         if reading.full_at:
-            charge.expected_s = reading.full_at.timestamp()
+            session.expected_s = reading.full_at.timestamp()
     elif reading.status == "waiting":
-        charge.expected_s = 0.0  # it will be later than the car had expected
+        session.expected_s = 0.0  # it will be later than the car had expected
 
     if has_ended(before, reading):
-        charge.is_on = False
-        charge.ended_s = end_of_charge_s(before, reading, now)
+        session.is_on = False
+        session.ended_s = end_of_charge_s(before, reading, now)
         if not before.is_on:  # it came and went between two readings
-            charge.began_at = ""
+            session.began_percent = ""
 
     if reading.plugged is False:
-        end_for_good(charge, reading)
-    return charge
+        end_for_good(session, before, reading)
+    return session
 
 
-def begin(charge: Charge, before: Charge, reading: Reading, now: datetime) -> None:
+def begin(
+    session: ChargingSession, before: ChargingSession, reading: Reading, now: datetime
+) -> None:
     """Note that it charges, where it did not; the same charge may go on."""
     if reading.charge <= before.highest - STEP_PERCENT:
-        charge.told = []
-        charge.highest = reading.charge
-    charge.is_on = True
-    charge.began_s = max(before.seen_s, reading.said_s(now))
-    charge.began_at = ""
+        session.told = []
+        session.highest = reading.charge
+    session.is_on = True
+    session.began_s = max(before.seen_s, reading.said_s(now))
+    session.began_percent = ""
     if before.seen_s and now.timestamp() - before.seen_s <= UNSEEN_S:
-        charge.began_at = charge_at_beginning(before, reading)
-    charge.expected_s = 0.0
-    charge.ended_s = 0.0
+        session.began_percent = charge_at_beginning(before, reading)
+    session.expected_s = 0.0
+    session.ended_s = 0.0
 
 
-def charge_at_beginning(before: Charge, reading: Reading) -> str:
+def charge_at_beginning(before: ChargingSession, reading: Reading) -> str:
     """That of the reading before, as it was shown, unless the car was driven since."""
     has_spoken = seconds_or_0(reading.car_said_at) > before.car_said_s
     if has_spoken and reading.car_said is not None and reading.car_said < before.charge:
@@ -2168,7 +2203,7 @@ def charge_at_beginning(before: Charge, reading: Reading) -> str:
     return reading.percent
 
 
-def has_ended(before: Charge, reading: Reading) -> bool:
+def has_ended(before: ChargingSession, reading: Reading) -> bool:
     """Whether this reading is the first that shows the end of a charge."""
     if before.is_on:
         return reading.status not in ("charging", "waiting")
@@ -2176,30 +2211,34 @@ def has_ended(before: Charge, reading: Reading) -> bool:
     return is_newly_full and before.seen_s > 0
 
 
-def end_of_charge_s(before: Charge, reading: Reading, now: datetime) -> float:
+def end_of_charge_s(before: ChargingSession, reading: Reading, now: datetime) -> float:
     """The time.time() that the car has told; now, where it has said nothing new."""
     said_s = reading.said_s(now)
     return said_s if said_s > before.reported_s else now.timestamp()
 
 
-def end_for_good(charge: Charge, reading: Reading) -> None:
-    """The plug is out: what comes next is another charge.
+def end_for_good(
+    session: ChargingSession, before: ChargingSession, reading: Reading
+) -> None:
+    """The plug is out: what comes next is another session.
 
-    A car that left the station full is not told of again, as long as it is full.
+    A car that has left full is not told of again, nor one that flickers between 99 and
+    100 % while it is away.
     """
-    was_full_told = "full" in charge.told
-    charge.told = []
-    if was_full_told and reading.status == "full":
-        charge.told = ["full", "still"]
-    charge.highest = reading.charge
+    was_full_told = "full" in session.told
+    has_charged = before.is_on or reading.charge - before.charge >= STEP_PERCENT
+    session.told = []
+    if reading.status == "full" and (was_full_told or not has_charged):
+        session.told = ["full", "still"]
+    session.highest = reading.charge
 
 
 def seconds_or_0(moment: datetime | None) -> float:
     return moment.timestamp() if moment else 0.0
 
 
-# Of the other kinds, a charge can have several.
-TOLD_ONCE_A_CHARGE = ("reached", "soon", "overdue", "full", "still")
+# Of the other kinds, a session can have several.
+TOLD_ONCE_A_SESSION = ("reached", "soon", "overdue", "full", "still")
 
 
 def told_as(news: News) -> str:
@@ -2209,48 +2248,55 @@ def told_as(news: News) -> str:
     return news.kind
 
 
-def note_told(charge: Charge, found: list[News]) -> None:
+def note_told(session: ChargingSession, found: list[News]) -> None:
     for news in found:
-        if news.kind in TOLD_ONCE_A_CHARGE and told_as(news) not in charge.told:
-            charge.told.append(told_as(news))
+        if news.kind in TOLD_ONCE_A_SESSION and told_as(news) not in session.told:
+            session.told.append(told_as(news))
 
 
 def news_in(
-    before: Charge, charge: Charge, reading: Reading, now: datetime, notify_at: float
+    before: ChargingSession,
+    session: ChargingSession,
+    reading: Reading,
+    now: datetime,
+    notify_at: float,
 ) -> list[News]:
     """All that a reading has to say, in the order of telling, even what was told."""
     found = [
-        started_news(before, charge, reading, now),
+        started_news(before, session, reading, now),
         reached_news(before, reading, notify_at),
         soon_news(reading, now),
-        overdue_news(charge, now),
-        full_news(charge, reading),
-        stopped_news(before, charge, reading),
+        overdue_news(session, now),
+        full_news(session, reading),
+        stopped_news(before, session, reading),
         paused_news(before, reading),
-        still_news(charge, reading, now),
+        still_news(session, reading, now),
     ]
     return [news for news in found if news]
 
 
 def started_news(
-    before: Charge, charge: Charge, reading: Reading, now: datetime
+    before: ChargingSession, session: ChargingSession, reading: Reading, now: datetime
 ) -> News | None:
     """The first reading that charges, where it did not before; a pause is no end."""
     if reading.status != "charging" or before.is_on:
         return None
-    message = f"Charging from {charge.began_at or reading.percent}"
+    message = f"Charging from {session.began_percent or reading.percent}"
     return News("started", with_full_clock(message, reading, now))
 
 
-def reached_news(before: Charge, reading: Reading, notify_at: float) -> News | None:
-    """The owner's own goal, when it is passed."""
-    if not before.charge < notify_at <= reading.charge or reading.status == "full":
+def reached_news(
+    before: ChargingSession, reading: Reading, notify_at: float
+) -> News | None:
+    """The owner's own goal, when it is passed; a charge at rest can flicker around it."""
+    has_passed = before.charge < notify_at <= reading.charge
+    if not has_passed or reading.status == "full" or reading.plugged is False:
         return None
     return News("reached", f"{notify_at:.0f}% reached")
 
 
 def soon_news(reading: Reading, now: datetime) -> News | None:
-    """It is time to walk to the car."""
+    """Ten minutes to full, or less: it is time to walk to the car."""
     minutes = reading.minutes_to_full(now)
     if minutes is None or minutes > SOON_MINUTES:
         return None
@@ -2258,63 +2304,67 @@ def soon_news(reading: Reading, now: datetime) -> News | None:
     return News("soon", f"Full in about {about} min, at {reading.full_clock(now)}")
 
 
-def overdue_news(charge: Charge, now: datetime) -> News | None:
-    """BMW can go on saying for hours, or for days, that a full car charges."""
-    if charge.status != "charging":
+def overdue_news(session: ChargingSession, now: datetime) -> News | None:
+    """Far too long a charge: BMW can say for days that a full car charges."""
+    if session.status != "charging":
         return None
     now_s = now.timestamp()
-    if charge.expected_s and now_s >= charge.expected_s + OVERDUE_S:
-        expected = f"BMW expected it full at {clock_at(charge.expected_s)}"
+    if session.expected_s and now_s >= session.expected_s + OVERDUE_S:
+        expected = f"BMW expected it full at {clock_at(session.expected_s)}"
         return News("overdue", f"{expected}, and has not confirmed it. Have a look.")
-    if now_s >= charge.began_s + LONGEST_CHARGE_S:
-        so_long = duration(now_s - charge.began_s)
+    if now_s >= session.began_s + LONGEST_CHARGE_S:
+        so_long = duration(now_s - session.began_s)
         return News("overdue", f"Charging for {so_long} now, says BMW. Have a look.")
     return None
 
 
-def full_news(charge: Charge, reading: Reading) -> News | None:
+def full_news(session: ChargingSession, reading: Reading) -> News | None:
     """The end that the owner waits for, and the next driver, too."""
     if reading.status != "full":
         return None
-    summary = charge_summary(charge, reading)
+    summary = session_summary(session, reading)
     message = f"Fully charged: {summary}." if summary else "Fully charged."
     if reading.plugged is not False:
         message += " The charging station can be freed."
     return News("full", message)
 
 
-def stopped_news(before: Charge, charge: Charge, reading: Reading) -> News | None:
+def stopped_news(
+    before: ChargingSession, session: ChargingSession, reading: Reading
+) -> News | None:
     """The end of a charge at less than full, with the car's reason if it has one."""
     if not before.is_on or reading.status in ("charging", "waiting", "full"):
         return None
     why: str = reading.status
-    if reading.end_reason and seconds_or_0(reading.end_reason_at) >= charge.began_s:
+    if reading.end_reason and seconds_or_0(reading.end_reason_at) >= session.began_s:
         why = reading.end_reason
     message = f"Charging stopped at {reading.percent} ({why})"
-    summary = charge_summary(charge, reading)
+    summary = session_summary(session, reading)
     return News("stopped", f"{message}, {summary}" if summary else message)
 
 
-def paused_news(before: Charge, reading: Reading) -> News | None:
-    """Smart tariffs do that many times in a night."""
+def paused_news(before: ChargingSession, reading: Reading) -> News | None:
+    """It waits, as smart tariffs let it many times in a night; each is told."""
     if before.status != "charging" or reading.status != "waiting":
         return None
     return News("paused", f"Charging paused at {reading.percent}")
 
 
-def still_news(charge: Charge, reading: Reading, now: datetime) -> News | None:
+def still_news(
+    session: ChargingSession, reading: Reading, now: datetime
+) -> News | None:
     """An hour after it was full, where the last word on the plug is that it is in."""
-    if reading.status != "full" or not reading.plugged or not charge.ended_s:
+    if reading.status != "full" or not reading.plugged or not session.ended_s:
         return None
-    if now.timestamp() < charge.ended_s + STILL_THERE_S:
+    if now.timestamp() < session.ended_s + STILL_THERE_S:
         return None
-    since = clock_at(charge.ended_s)
+    since = clock_at(session.ended_s)
     return News("still", f"Full since {since}, and still plugged in")
 
 
-def step_news(charge: Charge, reading: Reading, now: datetime) -> News | None:
+def step_news(session: ChargingSession, reading: Reading, now: datetime) -> News | None:
     """It is 5 % more than at the last news."""
-    if round(reading.charge - charge.lowest_since_news, 6) < STEP_PERCENT:
+    if round(reading.charge - session.lowest_since_news, 6) < STEP_PERCENT:
         return None
     return News("step", with_full_clock(f"{reading.percent} charged", reading, now))
 
@@ -2324,12 +2374,14 @@ def with_full_clock(message: str, reading: Reading, now: datetime) -> str:
     return f"{message}, full about {full_clock}" if full_clock else message
 
 
-def charge_summary(charge: Charge, reading: Reading) -> str:
+def session_summary(session: ChargingSession, reading: Reading) -> str:
     """From where to where, and in what time; "" where the beginning was not seen."""
-    took_s = charge.ended_s - charge.began_s
-    if not charge.began_at or took_s <= 0:
+    took_s = session.ended_s - session.began_s
+    if not session.began_percent or took_s <= 0:
         return ""
-    return f"{charge.began_at.rstrip('%')} → {reading.percent} in {duration(took_s)}"
+    return (
+        f"{session.began_percent.rstrip('%')} → {reading.percent} in {duration(took_s)}"
+    )
 
 
 def soon_news_s(reading: Reading) -> float:
@@ -2569,7 +2621,7 @@ WAYS: dict[Kind, Way] = {
 }
 
 NOTIFICATION_LIMIT_S = 10.0  # for a program that shows one, and an address that is told
-FIRST_MACOS_WITHOUT_PYNCS_OWN = 16  # which is also called 26
+FIRST_MACOS_WITHOUT_PYNCS_OWN = 16  # as macOS 26 calls itself to older programs
 
 
 class Desktop:
@@ -2687,6 +2739,7 @@ class Outbox:
         for message in list(self._memory.outbox):
             if message.made_s < now_s - A_DAY_S:
                 self._memory.outbox.remove(message)
+                logger.error("after a day, no more tries to tell: %s", message.summary)
             elif message.address in self._urls and is_due(message, now_s):
                 self._try(message, will_try_again)
                 self._memory.save()
@@ -2955,8 +3008,8 @@ DESCRIPTION = """\
 Log the charge of a BMW i3, and say when it rises and when the car is full.
 
 Each reading is a line on stdout. The news (charging has started, 5 % more, full
-soon, full, stopped) shows as a notification on this computer, and goes to your
-phone. It runs until Ctrl-C ends it."""
+soon, full, stopped) shows as a notification on this computer. All but the 5 %
+goes to your phone, too. It runs until Ctrl-C ends it."""
 
 
 def manual() -> str:
@@ -3034,13 +3087,13 @@ def handle_signals() -> None:
     # A Ctrl-C in the middle of a request makes Python complain of half-made sockets.
     sys.unraisablehook = lambda _: None
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
-            signal.signal(number, end_with_status)
+    for signal_number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signal_number) != signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(signal_number, end_with_status)
 
 
-def end_with_status(number: int, _: object) -> None:
-    sys.exit(128 + number)
+def end_with_status(signal_number: int, _: object) -> None:
+    sys.exit(128 + signal_number)
 
 
 def run_logger(arguments: argparse.Namespace) -> int:
@@ -3088,7 +3141,7 @@ def run(
 ) -> int:
     """Put the parts together, and let them run; returns the exit status."""
     http = Http()
-    door = open_door(settings, http, memory, is_attended=not arguments.once)
+    door = open_door(settings, http, memory, may_ask_owner=not arguments.once)
     outbox = Outbox(settings, http, memory, title)
     log = ChargeLog(as_json=arguments.json)
     loop = Loop(

@@ -423,7 +423,7 @@ class Client:
         settings = i3charge.load_settings({**cardata.settings(), **more}, [], "")
         self.cardata = cardata
         self.memory = memory
-        self.door = i3charge.CarData(settings, i3charge.Http(), memory, is_attended=attended)
+        self.door = i3charge.CarData(settings, i3charge.Http(), memory, may_ask_owner=attended)
 
     def poll(self) -> i3charge.Reading:
         return self.door.poll()

@@ -223,7 +223,7 @@ def simulate(night: Night, offset_s: float) -> tuple[Bmw, list[Told]]:
         settings = i3charge.load_settings(variables, [], "")
         memory = i3charge.Memory(sign_in=i3charge.SignIn(refresh_token="r"))
         i3charge.Loop(
-            door=i3charge.CarData(settings, bmw, memory, is_attended=False),
+            door=i3charge.CarData(settings, bmw, memory, may_ask_owner=False),
             interval_s=settings.interval_s,
             memory=memory,
             watch=i3charge.ChargeWatch(memory, 0, settings.interval_s),

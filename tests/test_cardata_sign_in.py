@@ -88,7 +88,7 @@ def test_slow_down_adds_five_seconds(cardata: CarData, new: Client) -> None:
     assert waits(new).wait_s == cardata.interval_s + 5
 
 
-@pytest.mark.parametrize("answer", [says(500), says(502, "<html>"), says(404)])
+@pytest.mark.parametrize("answer", [says(500), says(200, "<html>"), says(404)])
 def test_code_outlasts_an_answer_of_no_use(cardata: CarData, new: Client, answer: Answer) -> None:
     waits(new)
     cardata.token_answers = [answer]
@@ -319,6 +319,7 @@ def test_second_refusal_asks_the_owner_and_keeps_the_old_token(
 
 def test_sign_in_that_is_not_for_cardata_is_made_anew(cardata: CarData, signed_in: Client) -> None:
     cardata.token_scope = "authenticate_user openid"
+    signed_in.memory.container = i3charge.Container()  # a search for one is none at all then
     problem = signed_in.refused()
     assert str(problem).startswith("this sign-in is not for CarData: ")
     assert problem.wait_s == 60

@@ -160,10 +160,14 @@ def test_answers_are_wanted_uncompressed(webhook: Recorder) -> None:
     assert headers["User-Agent"] == f"i3charge/{i3charge.__version__}"
 
 
-def test_connection_is_kept_but_not_over_a_long_wait(webhook: Recorder, clock: Clock) -> None:
+def test_connection_is_kept_but_not_over_a_long_wait(
+    webhook: Recorder, ntfy: Recorder, clock: Clock
+) -> None:
     http = Http()
     for pause_s in (0, 80, 80, 100):
-        clock.sleep(pause_s)
+        clock.sleep(pause_s - 10)
+        ask(ntfy.url.replace("127.0.0.1", "localhost"), http)  # another host
+        clock.sleep(10)
         ask(webhook.url, http)
     ports = [request.connection for request in webhook.requests]
     assert len(set(ports[:3])) == 1 and ports[3] != ports[2]

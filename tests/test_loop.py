@@ -250,7 +250,7 @@ def test_news_is_on_disk_before_anybody_hears_of_it(
 
     def look(handler: Any) -> None:
         kept = i3charge.load_memory(tmp_path / ".i3charge.json", "", "")
-        seen.append((kept.charge.status, [message.summary for message in kept.outbox]))
+        seen.append((kept.session.status, [message.summary for message in kept.outbox]))
         handler.reply(200)
 
     ntfy.answers = [look]

@@ -117,6 +117,10 @@ ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unplugged while the status sticks": ({"plug": ("DISCONNECTED", 50)}, "52% unplugged, out"),
     "unplugged as the status was said": ({"plug": ("DISCONNECTED", 60)}, "52% unplugged, out"),
+    "unplugged, which ended it": (
+        {"status": ("CHARGINGENDED", 5), "header": ("60", 5), "plug": ("DISCONNECTED", 6)},
+        "60% unplugged, out",
+    ),
     "unplugged before it charged": ({"plug": ("DISCONNECTED", 61)}, "~62% charging, full 22:20"),
     "unplugged, then driven": (
         {"status": ("NOCHARGING", 5), "header": ("40", 5), "plug": ("DISCONNECTED", 50)},

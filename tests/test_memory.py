@@ -17,7 +17,7 @@ from fake_bmw import VIN, Portal, Recorder
 from fake_cardata import CarData, full, telematic
 
 import i3charge
-from i3charge import Charge, Container, Memory, Message, SignIn
+from i3charge import ChargingSession, Container, Memory, Message, SignIn
 
 
 def memory(path: Path) -> Memory:
@@ -28,7 +28,7 @@ def memory(path: Path) -> Memory:
         sign_in=SignIn(access_token="secret-access", expires_s=4e9, has_worked=True),
         container=Container("S1", i3charge.FULL, next_search_s=5.5),
         requests_s=[1.5, 2],
-        charge=Charge(seen_s=1e9, status="charging", charge=61.5, told=["soon"]),
+        session=ChargingSession(seen_s=1e9, status="charging", charge=61.5, told=["soon"]),
         outbox=[Message("NTFY_URL", "Full", "Full", {"Title": "BMW i3"}, made_s=1e9)],
         path=path,
     )
@@ -115,7 +115,7 @@ def test_another_client_id_starts_the_sign_in_anew_but_not_the_request_times(pat
     memory(path).save()
     loaded = load(path, client_id="another")
     assert (loaded.sign_in, loaded.container) == (SignIn(), Container())
-    assert (loaded.requests_s, loaded.charge) == ([1.5, 2], memory(path).charge)
+    assert (loaded.requests_s, loaded.session) == ([1.5, 2], memory(path).session)
 
 
 def test_portal_has_no_client_id_and_keeps_the_sign_in_at_cardata(path: Path) -> None:
@@ -126,7 +126,7 @@ def test_portal_has_no_client_id_and_keeps_the_sign_in_at_cardata(path: Path) ->
 def test_another_car_starts_the_charge_anew(path: Path) -> None:
     memory(path).save()
     loaded = load(path, vin="WBY00000000000000")
-    assert loaded.charge == Charge()
+    assert loaded.session == ChargingSession()
     assert loaded.sign_in == memory(path).sign_in
 
 
@@ -146,14 +146,14 @@ DAMAGED = {
     "a list": b"[]",
     "an object of another kind": b'{"waiting": [1]}',
     "another version": changed(version=2),
-    "a part too few": changed(charge=None),
+    "a part too few": changed(session=None),
     "a part too many": changed(phone={}),
     "a part of another type": changed(sign_in=[]),
-    "a field of another type": changed(charge={**vars(Charge()), "seen_s": "now"}),
+    "a field of another type": changed(session={**vars(ChargingSession()), "seen_s": "now"}),
     "a field too few": changed(container={"id": ""}),
     "a message of another kind": changed(outbox=[1]),
     "request times of another type": changed(requests_s=["now"]),
-    "not a number": changed(charge={**vars(Charge()), "seen_s": float("nan")}),
+    "not a number": changed(session={**vars(ChargingSession()), "seen_s": float("nan")}),
     "nested too deeply": b"[" * 100_000,
     "no text": b"\xff\xfe\x00",
     "empty": b"",
@@ -232,7 +232,7 @@ def test_folder_that_is_moved_while_it_runs_loses_and_repeats_no_news(
     assert [m for m in ntfy.messages() if "Fully" in m] == [
         "Fully charged. The charging station can be freed."
     ]
-    assert json.loads((moved / ".i3charge-b.env.json").read_text())["charge"]["charge"] < 100
+    assert json.loads((moved / ".i3charge-b.env.json").read_text())["session"]["charge"] < 100
 
 
 # --- One process ----------------------------------------------------------------------

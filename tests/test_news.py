@@ -128,6 +128,8 @@ def test_goal_is_told_when_it_is_passed() -> None:
     assert night.take(10, 51) == ["reached: 50% reached"]
     assert night.take(20, 49) == []
     assert night.take(30, 51) == []
+    night.take(40, 49, "unplugged")
+    assert night.take(50, 51, "unplugged") == []
 
 
 def test_goal_that_is_raised_within_a_charge_is_told_again(tmp_path: Path) -> None:
@@ -212,7 +214,9 @@ def test_full_and_unplugged_is_told_once_and_frees_no_station(night: Night) -> N
     told = night.take(20, 100, "full", plugged=False)
     assert told == ["full: Fully charged: 41 → 100% in 10 min."]
     assert night.take(30, 100, "full", plugged=False) == []
-    assert night.take(40, 100, "full", plugged=True) == []
+    assert night.take(40, 99, "unplugged") == []
+    assert night.take(50, 100, "full", plugged=False) == []
+    assert night.take(60, 100, "full", plugged=True) == []
 
 
 def test_charge_that_came_between_two_readings_has_no_summary(night: Night) -> None:
@@ -513,7 +517,7 @@ def test_in_any_night_news_is_told_once_a_charge_and_polls_keep_their_distance(
         highest = max(highest, charge)
         left = left if status == "charging" else None
         news = night.take(minute, charge, status, left=left, plugged=is_plugged)
-        once = [n for n in news if n.split(":")[0] in i3charge.TOLD_ONCE_A_CHARGE]
+        once = [n for n in news if n.split(":")[0] in i3charge.TOLD_ONCE_A_SESSION]
         assert not set(once) & set(told)
         told += once
         assert 10 <= night.next_poll_in() + 0.01 and night.next_poll_in() <= 50.01
