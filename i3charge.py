@@ -2109,7 +2109,7 @@ class ChargeWatch:
         early_s = early_poll_s(reading, now.timestamp(), goals, self._early_polls)
         next_s = regular_s if early_s is None else min(early_s, regular_s)
 
-        # Two polls have their distance, so the second might be too late to tell "soon".
+        # Polls keep their distance, so the one after this might tell "soon" too late.
         soon_s = soon_news_s(reading)
         if 0 < soon_s - next_s < LEAST_GAP_S < self._interval_s:
             next_s = soon_s
