@@ -1182,6 +1182,10 @@ class CarDataSignIn:
         refused = f"BMW refuses the sign-in ({error})"
         if not self._kept.has_worked:
             advice = f"check CARDATA_CLIENT_ID, {SUBSCRIBE}, and start again"
+            if error == "access_denied":
+                advice = (
+                    "it was declined, or BMW has failed; start again for a new code"
+                )
             raise SignInRefused(f"{refused}: {advice}")
         if self._kept.outage_told:
             raise NoReading(refused, wait_s=self.OUTAGE_PAUSE_S)

@@ -155,7 +155,9 @@ def test_code_that_bmw_fails_over_is_replaced_and_told_anew(
 def test_owner_who_declines_ends_a_first_sign_in(cardata: CarData, new: Client) -> None:
     waits(new)
     cardata.token_answers = [oauth_error(403, "access_denied")]
-    with pytest.raises(SignInRefused, match=r"access_denied.*CARDATA_CLIENT_ID"):
+    with pytest.raises(
+        SignInRefused, match=r"\(access_denied\): it was declined, or BMW has failed; start again"
+    ):
         new.poll()
 
 
