@@ -2442,7 +2442,7 @@ def retry_s(failures: int, problem: NoReading, interval_s: float) -> float:
 
 # --- Log lines ------------------------------------------------------------------------
 OLD_REPORT = timedelta(minutes=5)
-WIDE_COLUMNS = 70  # of a terminal that has room for the bar
+WIDE_COLUMNS = 80  # of a terminal that has room for the bar
 COLOURS: dict[Status, int] = {"charging": 32, "full": 36, "waiting": 33, "error": 31}
 DIM = 2
 
@@ -2531,7 +2531,7 @@ class ChargeLog:
         is_utf = self._encoding.lower().startswith("utf")
         self._blocks = "░▏▎▍▌▋▊▉█" if is_utf else "-#"
         self.works = True
-        self.is_unread = False  # for what it is piped into has ended
+        self.is_unread = False  # once what it is piped into has ended
         if self._is_terminal:
             self._write("\033[22;2t")  # puts the title aside that is there
 
@@ -2576,11 +2576,11 @@ class ChargeLog:
 class TerminalFormatter(logging.Formatter):
     """Shows failures in red, and dims what is said by the way."""
 
-    COLOURS: ClassVar = {logging.DEBUG: 2, logging.INFO: 2, logging.WARNING: 0}
+    LEVEL_COLOURS: ClassVar = {logging.DEBUG: 2, logging.INFO: 2, logging.WARNING: 0}
     RED = 31
 
     def format(self, record: logging.LogRecord) -> str:
-        colour = self.COLOURS.get(record.levelno, self.RED)
+        colour = self.LEVEL_COLOURS.get(record.levelno, self.RED)
         return f"\033[{colour}m{super().format(record)}\033[0m"
 
 
@@ -3117,7 +3117,7 @@ def logger_settings(arguments: argparse.Namespace, path: Path) -> Settings:
         first = "copy .env.example to .env and fill it in"
     steps = 'README.md has the steps in "Your own car"'
     advice = f"{first}; {steps}; --demo needs no account"
-    # Those of the file come last, for many desktops export a USERNAME of their own.
+    # The file wins over the environment, for many desktops export a USERNAME.
     settings = load_settings({**os.environ, **found}, check_names(found), advice)
 
     if urlsplit(settings.login_url).hostname == urlsplit(PORTAL_LOGIN_URL).hostname:
@@ -3257,7 +3257,7 @@ def simulated_bmw() -> Iterator[dict[str, str]]:
             "AUTH_BASE_URL": url,
             "AUTH_REDIRECT_URI": "demo:",
             "CONNECTED_DRIVE_BASE_URL": url,
-            "LOG_INTERVAL": "570",
+            "LOG_INTERVAL": "570",  # milliseconds
         }
 
 
