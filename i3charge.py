@@ -53,9 +53,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import (
     IO,
+    TYPE_CHECKING,
     Any,
     Callable,
     ClassVar,
@@ -64,6 +66,7 @@ from typing import (
     NoReturn,
     Protocol,
     TypeVar,
+    get_args,
 )
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -75,7 +78,10 @@ except ImportError as problem:
     advice = "README.md says how to install what is needed"
     sys.exit(f"i3charge: {problem}; {advice}")
 
-__version__ = "3.0.0"
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__version__ = "3.1.0"
 logger = logging.getLogger("i3charge")
 
 # A name that ends in `_s` is in seconds: a span, or a moment as time.time() has it.
@@ -369,27 +375,36 @@ def is_loopback(url: str) -> bool:
 
 # --- A reading, and a piece of news ---------------------------------------------------
 Status = Literal[
-    "charging", "full", "waiting", "error", "plugged in", "unplugged", "unknown"
-]
+    "charging", "full", "waiting", "error", "plugged in", "not charging", "unplugged",
+    "unknown"
+]  # fmt: skip
 Source = Literal["the car", "BMW", "interpolated"]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the car has said, in the owner's words; None where it has not."""
+    """What the car has said, in the owner's words.
+
+    What it has not said is None, "", or 0 for a moment.
+    """
 
     charge: float  # percent, 0 to 100, as the car's own display shows it
-    status: Status
+    taken_s: float = 0.0  # when BMW has answered
+    status: Status = "unknown"
+    status_s: float = 0.0  # when the car said what makes it so
     source: Source = "the car"  # of the charge
     plugged: bool | None = None
+    plugged_s: float = 0.0  # when the plug went in or out
     range: float | None = None  # in range_unit
-    range_unit: str | None = None  # "km" or "mi"
-    full_at: datetime | None = None  # as the car expects, and only while charging
-    reported: datetime | None = None  # when the car last said something of this
+    range_unit: str = ""  # "km" or "mi"
+    full_at_s: float = 0.0  # as the car expects, and only while charging
+    last_word_s: float = 0.0  # when the car last said anything of this
     car_said: float | None = None  # percent, the car's own last word on its charge
-    car_said_at: datetime | None = None
-    end_reason: str = ""  # of the last charge; "" where the car says none that we know
-    end_reason_at: datetime | None = None
+    car_said_s: float = 0.0
+    bmw_says_full: bool = False  # it can be of an earlier charge, or of a goal of 80 %
+    end_said_s: float = 0.0  # when the car said that a charge has ended
+    end_reason: str = ""  # of the last charge, if the car says one that we know
+    end_reason_s: float = 0.0
 
     @property
     def predicted(self) -> bool:
@@ -401,21 +416,39 @@ class Reading:
         """Rounded down, for 99.6 % is not full; with a "~" where it is predicted."""
         return f"{'~' if self.predicted else ''}{int(self.charge)}%"
 
-    def minutes_to_full(self, now: datetime) -> float | None:
+    @property
+    def reported_s(self) -> float:
+        """How old it is: as the charge that the car has said, or as its last word."""
+        if self.predicted:
+            return self.last_word_s
+        return self.car_said_s or self.last_word_s
+
+    @property
+    def is_of_departure(self) -> bool:
+        """Whether the car has last said its charge before it was plugged in here."""
+        return bool(self.plugged) and 0 < self.car_said_s < self.plugged_s
+
+    @property
+    def spoken_s(self) -> float:
+        """When the car last spoke of its charge, its status or its plug."""
+        return max(self.car_said_s, self.status_s, self.plugged_s)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it charges, or waits to do so."""
+        return self.status in ("charging", "waiting")
+
+    @property
+    def minutes_to_full(self) -> float | None:
         """None where that has passed, too: BMW repeats what the car once expected."""
-        if self.full_at is None or self.full_at < now - timedelta(minutes=1):
+        if self.full_at_s < self.taken_s - A_MINUTE_S:
             return None
-        return max(0.0, round((self.full_at - now).total_seconds() / 60, 1))
+        return max(0.0, round((self.full_at_s - self.taken_s) / A_MINUTE_S, 1))
 
-    def full_clock(self, now: datetime) -> str:
+    @property
+    def full_clock(self) -> str:
         """The time of day when it should be full; "" where that is not known."""
-        if self.full_at is None or self.minutes_to_full(now) is None:
-            return ""
-        return f"{self.full_at.astimezone():%H:%M}"
-
-    def said_s(self, now: datetime) -> float:
-        """The time.time() of which this reading tells."""
-        return min(self.reported or now, now).timestamp()
+        return "" if self.minutes_to_full is None else clock_at(self.full_at_s)
 
 
 Kind = Literal[
@@ -433,12 +466,8 @@ class News:
     click: str = ""  # an address that a tap opens
 
 
-def local_now() -> datetime:
-    return datetime.fromtimestamp(time.time()).astimezone()
-
-
 def clock_at(at_s: float) -> str:
-    """The local time of day at a time.time()."""
+    """The local time of day."""
     return f"{datetime.fromtimestamp(at_s):%H:%M}"
 
 
@@ -474,14 +503,25 @@ def number(value: object, most: float) -> float | None:
     return None
 
 
-def utc(value: object) -> datetime | None:
-    """An ISO 8601 time; one without an offset is in UTC already."""
+def moment_s(value: object) -> float:
+    """The time.time() of an ISO 8601 stamp; 0 where it is none, or of before 1970.
+
+    A stamp without an offset is in UTC.
+    """
+    # Python 3.9 and 3.10 take a fraction of a second with 3 or 6 digits only.
+    text = re.sub(
+        r"\.([0-9]+)", six_digits, text_or_empty(value).replace("Z", "+00:00")
+    )
     with suppress(ValueError, OverflowError):
-        moment = datetime.fromisoformat(text_or_empty(value).replace("Z", "+00:00"))
+        moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
-            return moment.replace(tzinfo=timezone.utc)
-        return moment.astimezone(timezone.utc)
-    return None
+            moment = moment.replace(tzinfo=timezone.utc)
+        return max(0.0, moment.timestamp())
+    return 0.0
+
+
+def six_digits(fraction: re.Match[str]) -> str:
+    return f".{fraction[1][:6]:0<6}"
 
 
 def is_token(value: object) -> bool:
@@ -500,20 +540,17 @@ def printable(value: object, hidden: Iterable[str]) -> str:
 
 
 # --- Memory: what outlasts the program ------------------------------------------------
-MEMORY_VERSION = 1
-
-
 @dataclass
 class SignIn:
     """What BMW has given for the client id, and how far the owner has been asked."""
 
     access_token: str = ""
-    expires_s: float = 0.0  # time.time() when the access token does
+    expires_s: float = 0.0  # when the access token does
     refresh_token: str = ""
     refusals: int = 0  # of the refresh token, in a row
     has_worked: bool = False  # ever, with this client id
     outage_told: bool = False  # that BMW refuses what has worked
-    owner_told_s: float = 0.0  # time.time() when the owner was last told to sign in
+    owner_told_s: float = 0.0  # when the owner was last told to sign in
 
 
 @dataclass
@@ -522,35 +559,30 @@ class Container:
 
     id: str = ""
     purpose: str = ""  # names its descriptors
-    next_search_s: float = 0.0  # time.time() before which none is sought
-    next_full_try_s: float = 0.0  # time.time() when a full one is tried; 0 for never
+    next_search_s: float = 0.0  # before which none is sought
+    next_full_try_s: float = 0.0  # when a full one is tried; 0 for never
 
 
 @dataclass
 class ChargingSession:
-    """What is known of the charging session that goes on, or else of the last one.
+    """What no reading can know of the charge that goes on, or else of the last one.
 
     It begins when the car charges, goes on through pauses, and ends when the car is full
-    or has stopped. It is another one, of which all can be told anew, when the plug was
-    out, or when the car charges again after its charge fell by 5 %.
+    or does not charge any more. `change_in` and `is_another` say when that is.
     """
 
-    seen_s: float = 0.0  # time.time() of the last reading; 0 before the first
-    reported_s: float = 0.0  # time.time() of the car's last word on anything
-    car_said_s: float = 0.0  # time.time() of the car's last word on its charge
-    silence_told: bool = False  # that no reading has come since
-    status: Status = "unknown"  # the last that was known
-    charge: float = 0.0  # percent, at the last reading
-    percent: str = ""  # as it was shown
-    is_interpolated: bool = False  # the charge is our own prediction
-    lowest_since_news: float = 0.0  # percent; a step is 5 % above it
-    highest: float = 0.0  # percent, of this charge
-    is_on: bool = False  # it charges, or pauses
-    began_s: float = 0.0  # time.time() when it began
-    began_percent: str = ""  # as it was shown; "" where it was not seen
-    expected_s: float = 0.0  # time.time() when the car last expected to be full
-    ended_s: float = 0.0  # time.time() when it was full or stopped; 0 if unseen
+    began_s: float = 0.0  # 0 where it has not
+    began_percent: str = ""  # as it was shown; "" where it is not known
+    expected_s: float = 0.0  # when the car last expected to be full
+    ended_s: float = 0.0  # when it was full or had stopped; 0 while it goes on
+    highest: float = 0.0  # percent
+    lowest_since_news: float = 100.0  # percent; a step is 5 % above it
     told: list[str] = field(default_factory=list)  # what is told once a session
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the car charges, or pauses."""
+        return self.began_s > 0 and not self.ended_s
 
 
 @dataclass
@@ -561,8 +593,8 @@ class Message:
     summary: str = ""  # for the log
     body: str = ""
     headers: dict[str, str] = field(default_factory=dict)
-    made_s: float = 0.0  # time.time() when it was made
-    next_try_s: float = 0.0  # time.time() when it is due
+    made_s: float = 0.0
+    next_try_s: float = 0.0  # when it is due
     refusals: int = 0  # by the address
     unanswered: int = 0  # times that it was sent, and may have been taken
     problem: str = ""  # what was last said of it
@@ -573,11 +605,14 @@ class Memory:
     """All that outlasts the program. One process reads it once, and owns it."""
 
     client_id: str = ""  # that the sign-in and the container belong to
-    vin: str = ""  # that the session belongs to
+    vin: str = ""  # that the reading and the session belong to
     sign_in: SignIn = field(default_factory=SignIn)
     container: Container = field(default_factory=Container)
-    requests_s: list[float] = field(default_factory=list)  # time.time() of each
+    requests_s: list[float] = field(default_factory=list)  # when each was sent
+    last: Reading | None = None
+    last_s: float = 0.0  # when it was taken
     session: ChargingSession = field(default_factory=ChargingSession)
+    silence_told: bool = False  # that no reading has come since
     outbox: list[Message] = field(default_factory=list)
 
     path: Path | None = None  # without one, nothing is kept
@@ -588,7 +623,7 @@ class Memory:
         if not self.path:
             return True
 
-        kept = {"version": MEMORY_VERSION, **dataclasses.asdict(self)}
+        kept = dataclasses.asdict(self)
         del kept["path"], kept["is_kept"]
         try:
             write_aside_and_rename(self.path, json.dumps(kept).encode())
@@ -641,6 +676,7 @@ def load_memory(path: Path, client_id: str, vin: str) -> Memory:
         memory.container = Container()
     if memory.vin != vin:
         memory.vin = vin
+        memory.last = None
         memory.session = ChargingSession()
     return memory
 
@@ -657,51 +693,69 @@ def put_aside(path: Path) -> None:
 
 
 def memory_in(kept: object) -> Memory:
-    """The memory that a file holds; ValueError where it has another form."""
-    blank = Memory()
-    names = {"version", *vars(blank)} - {"path", "is_kept"}
-    if not isinstance(kept, dict) or set(kept) != names:
-        raise ValueError("its parts are not ours")
-    if kept["version"] != MEMORY_VERSION:
-        raise ValueError("it is of another version")
-    for name in ("client_id", "vin", "requests_s", "outbox"):
-        check_kind(kept[name], getattr(blank, name))
-    for at_s in kept["requests_s"]:
-        check_kind(at_s, 0.0)
+    """The memory that a file holds, as far as it fits; ValueError if it is no object.
 
-    return Memory(
-        client_id=kept["client_id"],
-        vin=kept["vin"],
-        sign_in=record_in(kept["sign_in"], SignIn),
-        container=record_in(kept["container"], Container),
-        requests_s=kept["requests_s"],
-        session=record_in(kept["session"], ChargingSession),
-        outbox=[record_in(message, Message) for message in kept["outbox"]],
-    )
+    Another version can have kept it: what is missing, unknown or of another kind must
+    not cost the owner the sign-in.
+    """
+    if not isinstance(kept, dict):
+        raise ValueError("it is no JSON object")
+
+    memory = record_in(kept, Memory)
+    memory.sign_in = record_in(kept.get("sign_in"), SignIn)
+    memory.container = record_in(kept.get("container"), Container)
+    memory.session = record_in(kept.get("session"), ChargingSession)
+    last = dict_or_empty(kept.get("last"))
+    if number(last.get("charge"), most=100) is not None:
+        memory.last = record_in(last, Reading)
+    messages = kept.get("outbox")
+    for message in messages if isinstance(messages, list) else []:
+        memory.outbox.append(record_in(message, Message))
+    return memory
 
 
-Record = TypeVar("Record")
+Record = TypeVar("Record", bound="DataclassInstance")
 
 
-def record_in(kept: object, kind: Callable[..., Record]) -> Record:
-    """A dataclass with the fields that were kept of it; ValueError if they differ."""
-    blank = vars(kind())
-    if not isinstance(kept, dict) or set(kept) != set(blank):
-        raise ValueError("its fields are not ours")
-    for name, value in kept.items():
-        check_kind(value, blank[name])
-    return kind(**kept)
+def record_in(kept: object, kind: type[Record]) -> Record:
+    """A dataclass with what was kept of it; what does not fit gets its default."""
+    values = dict_or_empty(kept)
+    fitting = {}
+    for each in dataclasses.fields(kind):
+        fits = FITS.get(str(each.type))
+        if fits and fits(values.get(each.name)):
+            fitting[each.name] = values[each.name]
+    return kind(**fitting)
 
 
-def check_kind(value: object, default: object) -> None:
-    """ValueError where a value is not of the kind of its default."""
-    fits = type(value) is type(default)
-    if isinstance(default, float):  # JSON has one kind of number
-        fits = isinstance(value, (int, float)) and 0 <= value < 1e11
-    elif isinstance(value, dict):
-        fits = fits and all(isinstance(each, str) for each in value.values())
-    if not fits:
-        raise ValueError("a value of another kind")
+def is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def is_number(value: object) -> bool:
+    """JSON has one kind of numbers, and NaN; ours are amounts and moments."""
+    is_one = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_one and 0 <= value < 1e11  # type: ignore[operator]
+
+
+def is_list_of(fits: Callable[[object], bool], value: object) -> bool:
+    return isinstance(value, list) and all(map(fits, value))
+
+
+# Whether a kept value can stand in a field, by the field's annotation.
+FITS: dict[str, Callable[[object], bool]] = {
+    "str": is_text,
+    "int": lambda value: isinstance(value, int) and is_number(value),
+    "float": is_number,
+    "float | None": lambda value: value is None or is_number(value),
+    "bool": lambda value: isinstance(value, bool),
+    "bool | None": lambda value: value is None or isinstance(value, bool),
+    "list[str]": lambda value: is_list_of(is_text, value),
+    "list[float]": lambda value: is_list_of(is_number, value),
+    "dict[str, str]": lambda value: isinstance(value, dict),
+    "Status": lambda value: value in get_args(Status),
+    "Source": lambda value: value in get_args(Source),
+}
 
 
 def lock_memory(path: Path) -> IO[str] | None:
@@ -1466,7 +1520,7 @@ class CarData:
         answer = self._api.ask(Request("the car's status", "GET", url, query=query))
         values = dict_or_empty(answer.get("telematicData"))
         log_values(values, self._vin)
-        reading = reading_in(TelematicData(values, local_now()))
+        reading = reading_in(TelematicData(values, time.time()))
         if not reading:
             hint = "an older car may have to be driven once"
             raise NoReading(f"BMW's answer holds no charge between 0 and 100; {hint}")
@@ -1601,15 +1655,17 @@ class CarData:
 #   STATUS                the car, at each change; it can stick for hours after the end
 #   HV_STATUS             BMW, at each answer; it can lag by hours, and for days
 #   CHARGE_HEADER, CHARGE_DISPLAYED
-#                         the car, when a charge begins and ends, seldom in between
+#                         the car, when a charge begins and ends, seldom in between;
+#                         it can be missing after a drive, and at the beginning
 #   CHARGE_PREDICTED      BMW, at each answer; an i3 may have none
 #   TO_FULL, REMAINING    the car, now and then; an old value stays for hours
+#   FINISH_REASON         the car, when a charge ends; it stays until the next end
 # So the plug wins over a status that is no newer, the car's status over BMW's, and
 # BMW's charge over the car's only where it is higher and the charge goes on.
 
-# BMW's words, of charging.status and of hvStatus, in the owner's. NOCHARGING is
-# missing: cars say it that are plugged in, and cars that are not. Whether a charge that
-# has ended has made the car full is for `is_full`.
+# BMW's words, of charging.status and of hvStatus, in the owner's. Whether a charge that
+# has ended has made the car full is for `is_full`. NOCHARGING is missing: what it means
+# depends on the plug.
 STATUS_OF_WORD: dict[str, Status] = {
     "CHARGINGACTIVE": "charging",
     "CHARGING": "charging",
@@ -1626,7 +1682,9 @@ STATUS_OF_WORD: dict[str, Status] = {
     "FINISHED_FULLY_CHARGED": "plugged in",  # the goal was reached, which can be 80 %
 }
 NOT_CHARGING = "NOCHARGING"
+CHARGING_ENDED = "CHARGINGENDED"
 GOAL_REACHED = "FINISHED_FULLY_CHARGED"
+ENDED_AT_GOAL = "CHARGING_GOAL_REACHED"
 
 REASON_OF_WORD = {
     "POWERGRID_FAILED": "the station lost power",
@@ -1639,16 +1697,15 @@ REASON_OF_WORD = {
 UNIT_OF_WORD = {"": "km", "km": "km", "mi": "mi", "miles": "mi", "mls": "mi"}
 
 NEARLY_FULL = 99.0  # percent
-SETTLED = timedelta(minutes=30)  # longer than a car at 100 % goes on charging
-TOGETHER = timedelta(minutes=10)  # what is said within it belongs together
-LONG_AGO = datetime.min.replace(tzinfo=timezone.utc)
+SETTLED_S = 30 * A_MINUTE_S  # longer than a car at 100 % goes on charging
+TOGETHER_S = 10 * A_MINUTE_S  # what is said within it belongs together
 
 
 class Said(NamedTuple):
-    """One value of an answer, and when it was said."""
+    """One value of an answer, and when it was said; 0 where that is not known."""
 
     value: Any
-    at: datetime | None = None
+    at_s: float = 0.0
 
     @property
     def word(self) -> str:
@@ -1658,66 +1715,117 @@ class Said(NamedTuple):
 class TelematicData:
     """The values of an answer, by their descriptors; a time from the future is now."""
 
-    def __init__(self, values: Mapping[str, Any], now: datetime) -> None:
-        self.now = now
-        self._said: dict[str, Said] = {}
-        self._units: dict[str, str] = {}
-        for name, each in values.items():
-            entry = dict_or_empty(each)
-            at = utc(entry.get("timestamp"))
-            if at:
-                at = min(at, now)
-            self._said[name] = Said(entry.get("value"), at)
-            self._units[name] = text_or_empty(entry.get("unit"))
+    def __init__(self, values: Mapping[str, Any], now_s: float) -> None:
+        self.now_s = now_s
+        self._entries = {name: dict_or_empty(each) for name, each in values.items()}
 
     def said(self, name: str) -> Said:
-        return self._said.get(name, Said(None))
+        at_s = min(moment_s(self._text(name, "timestamp")), self.now_s)
+        return Said(self._entries.get(name, {}).get("value"), at_s)
 
     def measured(self, name: str, most: float) -> Said:
         """Its value is a number from 0 to `most`, or None."""
         said = self.said(name)
-        return Said(number(said.value, most), said.at)
+        return Said(number(said.value, most), said.at_s)
 
     def unit(self, name: str) -> str:
-        return self._units.get(name, "")
+        return self._text(name, "unit")
+
+    def is_of_fetch(self, name: str) -> bool:
+        """Whether BMW has stamped it at this answer, as what it computes itself."""
+        computed = (CHARGE_PREDICTED, HV_STATUS)
+        stamps = [self._text(each, "timestamp") for each in computed]
+        return self._text(name, "timestamp") in stamps
+
+    def _text(self, name: str, part: str) -> str:
+        return text_or_empty(self._entries.get(name, {}).get(part))
+
+    @cached_property
+    def status(self) -> Said:
+        """The car's word on what it does."""
+        return self.said(STATUS)
+
+    @cached_property
+    def hv_word(self) -> str:
+        """BMW's word on what the car does."""
+        return self.said(HV_STATUS).word
+
+    @cached_property
+    def plug(self) -> Said:
+        """The car's last word on the plug that says anything."""
+        usable = []
+        for name in (PORT, PORT_COMBINED):
+            said = self.said(name)
+            if said.word in ("CONNECTED", "DISCONNECTED"):
+                usable.append(said)
+        return newest(*usable)
+
+    @cached_property
+    def own_charge(self) -> Said:
+        """The car's word on its charge; the value is a percentage or None."""
+        return newest(
+            self.measured(CHARGE_HEADER, most=100),
+            self.measured(CHARGE_DISPLAYED, most=100),
+        )
+
+    @cached_property
+    def predicted_charge(self) -> float | None:
+        """BMW's prediction, in percent."""
+        predicted: float | None = self.measured(CHARGE_PREDICTED, most=100).value
+        return predicted
+
+    @cached_property
+    def minutes(self) -> Said:
+        """The car's last word on the minutes to full."""
+        return newest(
+            self.measured(TO_FULL, most=24 * 60),
+            self.measured(REMAINING, most=199),  # it says 200 for "200 or more"
+        )
 
 
 def newest(*candidates: Said) -> Said:
     """The one that has a value and was said last; the first where no time is known."""
     found = [said for said in candidates if said.value is not None]
-    return max(found, key=lambda said: said.at or LONG_AGO, default=Said(None))
+    return max(found, key=lambda said: said.at_s, default=Said(None))
 
 
 def reading_in(data: TelematicData, *, interpolates: bool = True) -> Reading | None:
     """Say what an answer means; None where it holds no charge."""
     status = status_in(data)
-    full_at = None
+    full_at_s = 0.0
     if status == "charging":
-        full_at = full_at_in(data)
-    charge, source = charge_in(data, status, full_at, interpolates)
+        full_at_s = full_at_s_in(data)
+    charge, source = charge_in(data, status, full_at_s, interpolates)
     if charge is None:
         return None
 
     if is_full(data, status, charge):
         status = "full"
-        full_at = None
+        full_at_s = 0.0
     distance, unit = range_in(data)
-    own = own_charge(data)
     reason = data.said(FINISH_REASON)
     return Reading(
         charge=charge,
+        taken_s=data.now_s,
         status=status,
+        status_s=status_s_in(data, status),
         source=source,
         plugged=is_plugged(data),
+        plugged_s=data.plug.at_s,
         range=distance,
         range_unit=unit,
-        full_at=full_at,
-        reported=reported_in(data),
-        car_said=own.value,
-        car_said_at=own.at,
+        full_at_s=full_at_s,
+        last_word_s=last_word_s_in(data),
+        car_said=data.own_charge.value,
+        car_said_s=data.own_charge.at_s,
+        bmw_says_full=data.hv_word == GOAL_REACHED,
+        end_said_s=data.status.at_s if data.status.word == CHARGING_ENDED else 0.0,
         end_reason=REASON_OF_WORD.get(reason.word, ""),
-        end_reason_at=reason.at,
+        end_reason_s=reason.at_s,
     )
+
+
+# The status
 
 
 def status_in(data: TelematicData) -> Status:
@@ -1726,18 +1834,28 @@ def status_in(data: TelematicData) -> Status:
     if plugged is False:
         return "unplugged"
 
-    word = data.said(STATUS).word
+    word = data.status.word
     own_status = STATUS_OF_WORD.get(word)
     if own_status:
         return own_status
 
-    hv_status = STATUS_OF_WORD.get(data.said(HV_STATUS).word, "unknown")
+    hv_status = STATUS_OF_WORD.get(data.hv_word, "unknown")
     if word != NOT_CHARGING:
         return hv_status
     if hv_status in ("waiting", "error"):
         return hv_status
     # Whatever else BMW says is of an earlier charge.
-    return "plugged in" if plugged else "unknown"
+    return "plugged in" if plugged else "not charging"
+
+
+def status_s_in(data: TelematicData, status: Status) -> float:
+    """When the car said the word that makes the status what it is."""
+    if status == "unplugged":
+        return data.plug.at_s
+    if status == "full":
+        return data.own_charge.at_s
+    speaks = data.status.word in (*STATUS_OF_WORD, NOT_CHARGING)
+    return data.status.at_s if speaks else 0.0
 
 
 def is_plugged(data: TelematicData) -> bool | None:
@@ -1747,39 +1865,43 @@ def is_plugged(data: TelematicData) -> bool | None:
     as new. One that was pulled before the last word on charging may be in again, unless
     that word is of the end that the pull has made.
     """
-    plug = plug_in(data)
+    plug = data.plug
     if plug.value != "DISCONNECTED":
         return True if plug.value == "CONNECTED" else None
-    status = data.said(STATUS)
-    if plug.at is None or status.at is None or status.word not in STATUS_OF_WORD:
+    status = data.status
+    if not plug.at_s or not status.at_s or status.word not in STATUS_OF_WORD:
         return False
 
     is_end = STATUS_OF_WORD[status.word] == "plugged in"
-    allowed = TOGETHER if is_end else timedelta(0)
-    return None if status.at - plug.at > allowed else False
+    allowed_s = TOGETHER_S if is_end else 0.0
+    return None if status.at_s - plug.at_s > allowed_s else False
 
 
-def plug_in(data: TelematicData) -> Said:
-    """The last word on the plug that says anything."""
-    usable = []
-    for name in (PORT, PORT_COMBINED):
-        said = data.said(name)
-        if said.word in ("CONNECTED", "DISCONNECTED"):
-            usable.append(said)
-    return newest(*usable)
+# Whether it is full
 
 
 def is_full(data: TelematicData, status: Status, charge: float) -> bool:
     """Whether there is nothing left to charge."""
-    if status == "charging":
+    if is_of_departure(data):
+        return False
+    if STATUS_OF_WORD.get(data.status.word) in ("charging", "waiting"):
         return is_over(data)
-    if status == "unknown" and data.said(STATUS).word != NOT_CHARGING:
-        return False  # nothing is known, so it may be charging
-    if own_charge(data).value == 100:
+    if status in ("charging", "unknown"):
+        return False
+    if data.own_charge.value == 100 or has_reached_goal(data):
         return True  # whatever else is said
-    if status == "plugged in" and data.said(HV_STATUS).word == GOAL_REACHED:
-        return charge >= NEARLY_FULL  # a goal can be 80 %
-    return status in ("plugged in", "unplugged") and charge >= 100
+    has_no_own_word = data.own_charge.value is None
+    is_at_rest = status in ("plugged in", "not charging", "unplugged")
+    return has_no_own_word and is_at_rest and charge >= 100
+
+
+def is_of_departure(data: TelematicData) -> bool:
+    """Whether the car has not said its charge since the plug went in.
+
+    What BMW has then, and predicts from it, can be the charge with which it had left.
+    """
+    own, plug = data.own_charge, data.plug
+    return plug.value == "CONNECTED" and 0 < own.at_s < plug.at_s
 
 
 def is_over(data: TelematicData) -> bool:
@@ -1788,23 +1910,26 @@ def is_over(data: TelematicData) -> bool:
     That can be for hours, and one model never says that the charge has ended. A car
     sends its charge when it reaches 100 %, and goes on charging for a while.
     """
-    if data.said(HV_STATUS).word == GOAL_REACHED:
-        return highest_charge(data) >= NEARLY_FULL
-    own = own_charge(data)
-    began = data.said(STATUS).at
-    if own.value != 100 or not own.at or not began:
+    own, began_s = data.own_charge, data.status.at_s
+    if not began_s or own.at_s <= began_s:
         return False
-    return own.at > began and data.now - own.at > SETTLED
+    has_settled = data.now_s - own.at_s > SETTLED_S
+    return has_reached_goal(data) or (own.value == 100 and has_settled)
 
 
-def highest_charge(data: TelematicData) -> float:
-    """The higher of the car's word and BMW's prediction, in percent."""
-    computed = data.measured(CHARGE_PREDICTED, most=100)
-    return max(own_charge(data).value or 0.0, computed.value or 0.0)
+def has_reached_goal(data: TelematicData) -> bool:
+    """Whether the last charge has ended at its goal, near 100 %: an i3 has no other."""
+    own, reason = data.own_charge, data.said(FINISH_REASON)
+    if own.value is None or own.value < NEARLY_FULL or reason.word != ENDED_AT_GOAL:
+        return False
+    return 0 < own.at_s and abs(own.at_s - reason.at_s) <= TOGETHER_S
+
+
+# The charge
 
 
 def charge_in(
-    data: TelematicData, status: Status, full_at: datetime | None, interpolates: bool
+    data: TelematicData, status: Status, full_at_s: float, interpolates: bool
 ) -> tuple[float | None, Source]:
     """The charge in percent, and who says it.
 
@@ -1812,12 +1937,12 @@ def charge_in(
     charges or pauses, the higher of its word and BMW's counts. After that the car's
     counts if it is of that end, else the higher one as before.
     """
-    own = own_charge(data)
-    computed: float | None = data.measured(CHARGE_PREDICTED, most=100).value
+    own = data.own_charge
+    computed = data.predicted_charge
     source: Source = "BMW"
     if computed is None and status == "charging" and interpolates:
         # An i3 may have no CHARGE_PREDICTED.
-        computed = interpolated(own, data.said(STATUS).at, full_at, data.now)
+        computed = interpolated(own, data.status.at_s, full_at_s, data.now_s)
         source = "interpolated"
 
     if computed is None:
@@ -1831,66 +1956,58 @@ def is_own_final(data: TelematicData, status: Status) -> bool:
     """Whether the car's word on its charge is truer than a higher prediction."""
     if status in ("charging", "waiting"):
         return False
-    own = own_charge(data)
-    ended_at = data.said(STATUS).at
-    if own.at is None or ended_at is None:
+    own, ended = data.own_charge, data.status
+    if not own.at_s or not ended.at_s:
         return True
-    return own.at >= ended_at - TOGETHER
-
-
-def own_charge(data: TelematicData) -> Said:
-    """The car's own word; its value is a percentage or None."""
-    return newest(
-        data.measured(CHARGE_HEADER, most=100),
-        data.measured(CHARGE_DISPLAYED, most=100),
-    )
+    return own.at_s >= ended.at_s - TOGETHER_S
 
 
 def interpolated(
-    own: Said, began: datetime | None, full_at: datetime | None, now: datetime
+    own: Said, began_s: float, full_at_s: float, now_s: float
 ) -> float | None:
-    """The charge on a straight line from the car's last word to 100 % at `full_at`.
+    """The charge on a straight line from the car's last word to 100 % when it is full.
 
     What it said before the charge began still held when it began.
     """
-    if own.value is None or own.at is None or full_at is None:
+    since_s = max(own.at_s, began_s)
+    if own.value is None or not own.at_s or since_s >= full_at_s:
         return None
-    since = max(own.at, began or own.at)
-    if since >= full_at:
-        return None
-    share = (now - since) / (full_at - since)
+    share = (now_s - since_s) / (full_at_s - since_s)
     charge: float = own.value + (100 - own.value) * share
     return min(round(charge, 1), NEARLY_FULL)
 
 
-def full_at_in(data: TelematicData) -> datetime | None:
-    """When the car expects to be full.
+# The rest
+
+
+def full_at_s_in(data: TelematicData) -> float:
+    """When the car expects to be full; 0 where that is not known.
 
     Both fields keep an old value for hours: the newer counts, if it is of this charge.
     """
-    to_full = data.measured(TO_FULL, most=24 * 60)
-    remaining = data.measured(REMAINING, most=199)  # it says 200 for "200 or more"
-    minutes = newest(to_full, remaining)
-    began = data.said(STATUS).at
-    if minutes.value is None or (minutes.at and began and minutes.at < began):
-        return None
-    said_at = minutes.at or reported_in(data) or data.now
-    return said_at + timedelta(minutes=minutes.value)
+    minutes = data.minutes
+    if minutes.value is None or 0 < minutes.at_s < data.status.at_s:
+        return 0.0
+    said_s = minutes.at_s or last_word_s_in(data) or data.now_s
+    return said_s + float(minutes.value) * A_MINUTE_S
 
 
-def range_in(data: TelematicData) -> tuple[float | None, str | None]:
+def last_word_s_in(data: TelematicData) -> float:
+    """When the car last spoke of its charge, its status, its plug or the minutes."""
+    words = [data.said(name) for name in (CHARGE_HEADER, CHARGE_DISPLAYED, STATUS)]
+    for name in (TO_FULL, REMAINING):
+        if not data.is_of_fetch(name):
+            words.append(data.measured(name, most=24 * 60))
+    return newest(*words, data.plug).at_s
+
+
+def range_in(data: TelematicData) -> tuple[float | None, str]:
     """The electric range, and its unit, which BMW often leaves out."""
     distance = data.measured(RANGE, most=1000).value
     unit = UNIT_OF_WORD.get(data.unit(RANGE).lower())
     if distance is None or unit is None:
-        return None, None
+        return None, ""
     return distance, unit
-
-
-def reported_in(data: TelematicData) -> datetime | None:
-    """When the car last spoke. BMW stamps what it computes itself at every answer."""
-    own = [data.said(name) for name in (CHARGE_HEADER, CHARGE_DISPLAYED, STATUS)]
-    return newest(*own, plug_in(data)).at
 
 
 # --- The ConnectedDrive portal --------------------------------------------------------
@@ -1937,23 +2054,25 @@ class Portal:
 
         car = dict_or_empty(answer.json().get("attributesMap"))
         log_values(car, self._settings.vin)
-        reading = self.reading_in(car, local_now())
+        reading = self.reading_in(car, time.time())
         if not reading:
             raise NoReading("BMW's answer holds no charge between 0 and 100")
         return reading
 
-    def reading_in(self, car: Mapping[str, Any], now: datetime) -> Reading | None:
+    def reading_in(self, car: Mapping[str, Any], now_s: float) -> Reading | None:
         values = {
             name: {"value": car.get(field_name), "timestamp": None, "unit": None}
             for name, field_name in self.FIELDS.items()
         }
         values[RANGE]["unit"] = car.get("unitOfLength")
-        # The report's one time stamp, such as 27.02.2018 19:59:03 UTC.
+        # A report has one time stamp, such as 27.02.2018 19:59:03 UTC. It is not that of
+        # the plug and the status, or each report would look like another plug.
         updated = text_or_empty(car.get("updateTime"))
-        form = r"(..)\.(..)\.(....) (.*) UTC"
-        values[CHARGE_HEADER]["timestamp"] = re.sub(form, r"\3-\2-\1 \4", updated)
+        stamp = re.sub(r"(..)\.(..)\.(....) (.*) UTC", r"\3-\2-\1 \4", updated)
+        values[CHARGE_HEADER]["timestamp"] = stamp
+        values[TO_FULL]["timestamp"] = stamp
         # The portal's charge is the car's own of now; there is nothing to interpolate.
-        return reading_in(TelematicData(values, now), interpolates=False)
+        return reading_in(TelematicData(values, now_s), interpolates=False)
 
     def _ask(self) -> HttpAnswer:
         base = self._settings.portal_url.rstrip("/")
@@ -2027,26 +2146,310 @@ def open_door(
     return Portal(settings, http)
 
 
-# --- What is news, and when the next poll is due --------------------------------------
-STEP_PERCENT = 5
-SOON_MINUTES = 10
+# --- The charge -----------------------------------------------------------------------
+# A reading is what BMW knows, which is late, patchy, and sometimes of yesterday. `held`
+# puts in what is missing; `observe` says what that shows of the charging session.
 FORGOTTEN_S = 36 * AN_HOUR_S  # for a run once a day, late, on a day of 25 hours
 UNSEEN_S = 2 * AN_HOUR_S  # after such a gap it is not known when a charge began
+LONGEST_LAG_S = 90 * A_MINUTE_S  # of what BMW itself says
+SENT_ANEW_S = 5 * A_MINUTE_S  # so soon after its plug, a car can send an old word again
+WARMED_S = (
+    45 * A_MINUTE_S
+)  # a full car that is warmed before it leaves charges for less
+DRIVEN_PERCENT = 3  # a car at rest flickers by less
+STEP_PERCENT = 5
+PERHAPS_FULL = 90.0  # percent; a prediction can be as far behind
+
+
+def held(reading: Reading, last: Reading | None, session: ChargingSession) -> Reading:
+    """Put into a reading what its answer leaves out, before it is shown or judged.
+
+    What is not known is as it was, and the charge does not fall unless the car has said
+    one since the last reading.
+    """
+    if is_full_of_before(reading, session):
+        status, said_s = status_at_rest(reading), reading.end_said_s
+        reading = dataclasses.replace(reading, status=status, status_s=said_s)
+    if is_full_by_bmw(reading, last, session):
+        reading = dataclasses.replace(reading, status="full", full_at_s=0.0)
+    if last is None:
+        return reading
+
+    if reading.status == "unknown" or is_repeated(reading, last, session):
+        status = standing_status(reading, last)
+        reading = dataclasses.replace(reading, status=status, full_at_s=0.0)
+    if reading.car_said is None:
+        said, said_s = last.car_said, last.car_said_s
+        reading = dataclasses.replace(reading, car_said=said, car_said_s=said_s)
+    if session.is_on or reading.car_said is not None:
+        reading = with_standing_charge(reading, last)
+    return reading
+
+
+def is_full_of_before(reading: Reading, session: ChargingSession) -> bool:
+    """Whether the car has said what makes it full before this charge has begun."""
+    is_own_word = reading.car_said is not None and reading.car_said >= NEARLY_FULL
+    is_before = 0 < reading.car_said_s < session.began_s - TOGETHER_S
+    return session.is_on and reading.status == "full" and is_own_word and is_before
+
+
+def is_full_by_bmw(
+    reading: Reading, last: Reading | None, session: ChargingSession
+) -> bool:
+    """Whether BMW says that the car is full, and means this charge."""
+    if not reading.bmw_says_full or reading.status not in ("charging", "plugged in"):
+        return False
+    if reading.charge < NEARLY_FULL or reading.is_of_departure:
+        return False
+    if last is None or (last.status == "full" and reading.spoken_s == last.spoken_s):
+        return True
+    has_lasted = session.is_on and reading.taken_s - session.began_s > LONGEST_LAG_S
+    return has_lasted and not last.bmw_says_full
+
+
+def is_repeated(reading: Reading, last: Reading, session: ChargingSession) -> bool:
+    """Whether BMW repeats a word of the car's on a charge that is over."""
+    if reading.status != "charging" or not reading.status_s or session.is_on:
+        return False
+    is_before_end = reading.status_s <= session.ended_s
+    is_before_departure = last.plugged is False and reading.status_s <= last.plugged_s
+    return is_before_end or is_before_departure or reading.status_s == last.status_s
+
+
+def standing_status(reading: Reading, last: Reading) -> Status:
+    """The last one, unless the plug or the charge show that it is over."""
+    has_moved = reading.plugged_s > last.plugged_s
+    is_back = last.status == "unplugged" and bool(reading.plugged)
+    is_less = last.status == "full" and reading.charge < NEARLY_FULL
+    is_over = has_moved or is_back or is_less
+    return status_at_rest(reading) if is_over else last.status
+
+
+def status_at_rest(reading: Reading) -> Status:
+    return "plugged in" if reading.plugged else "not charging"
+
+
+def with_standing_charge(reading: Reading, last: Reading) -> Reading:
+    said = charge_said_since(last, reading)
+    if said is None and reading.charge < last.charge:
+        return dataclasses.replace(reading, charge=last.charge, source=last.source)
+    if said is None or said == last.car_said or reading.source != "BMW":
+        return reading
+    if said < last.charge <= reading.charge:
+        # A prediction that has not come down to the car's own word is wrong.
+        return dataclasses.replace(reading, charge=said, source="the car")
+    return reading
+
+
+def charge_said_since(last: Reading, reading: Reading) -> float | None:
+    """What the car has said of its charge since the last reading, in percent."""
+    said = (reading.car_said_s, reading.car_said)
+    is_new = reading.car_said_s >= last.car_said_s and said != (
+        last.car_said_s,
+        last.car_said,
+    )
+    return reading.car_said if is_new or not reading.car_said_s else None
+
+
+Change = Literal["none", "begins", "goes on", "goes on lower", "ends", "came and went"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A reading, and what it shows beside what was known before."""
+
+    reading: Reading
+    last: Reading | None  # before this one
+    session: ChargingSession  # after this one
+    change: Change  # of the session
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is the first to show the end of a charge."""
+        return self.change in ("ends", "came and went")
+
+
+def observe(
+    reading: Reading, last: Reading | None, before: ChargingSession
+) -> Observation:
+    if last and is_another(before, last, reading):
+        before = ChargingSession()
+    change = change_in(before, last, reading)
+    session = session_after(change, before, last, reading)
+    return Observation(reading, last, session, change)
+
+
+def is_another(session: ChargingSession, last: Reading, reading: Reading) -> bool:
+    """Whether a reading is of another session than the last, which has ended."""
+    if session.is_on:
+        return False
+    return (
+        is_back_at_a_plug(session, last, reading)
+        or was_driven(session, last, reading)
+        or is_no_top_up(session, reading)
+    )
+
+
+def is_back_at_a_plug(
+    session: ChargingSession, last: Reading, reading: Reading
+) -> bool:
+    if not reading.plugged and not reading.is_active:
+        return False
+    if reading.plugged_s and session.ended_s:
+        return reading.plugged_s > session.ended_s
+    return last.plugged is False
+
+
+def was_driven(session: ChargingSession, last: Reading, reading: Reading) -> bool:
+    said = charge_said_since(last, reading)
+    return said is not None and said <= session.highest - DRIVEN_PERCENT
+
+
+def is_no_top_up(session: ChargingSession, reading: Reading) -> bool:
+    """Whether the car expects to charge for longer than a full one is warmed."""
+    left_s = reading.full_at_s - reading.taken_s
+    return "full" in session.told and left_s >= WARMED_S
+
+
+def change_in(
+    session: ChargingSession, last: Reading | None, reading: Reading
+) -> Change:
+    """What a reading shows of the session that was known before."""
+    if session.is_on and not reading.is_active and not may_be_full(reading):
+        return "ends"
+    if session.is_on:
+        return "goes on lower" if last and has_fallen(last, reading) else "goes on"
+    if reading.status == "charging":
+        return "begins"
+    if last and has_come_and_gone(session, last, reading):
+        return "came and went"
+    return "none"
+
+
+def may_be_full(reading: Reading) -> bool:
+    """Whether a charge has ended, and the car has not said yet what it has come to.
+
+    That is waited for, an hour at most, or a full car would be said to have stopped.
+    """
+    if reading.status not in ("plugged in", "not charging") or not reading.status_s:
+        return False
+    has_said = reading.car_said_s >= reading.status_s - TOGETHER_S
+    is_long_ago = reading.taken_s - reading.status_s > AN_HOUR_S
+    return reading.charge >= PERHAPS_FULL and not has_said and not is_long_ago
+
+
+def has_fallen(last: Reading, reading: Reading) -> bool:
+    """Whether the charge has fallen clearly, by the car's own word.
+
+    A station has stopped at once, unnoticed, and goes on hours later; or the car has
+    not said its charge before, since it was plugged in.
+    """
+    said = charge_said_since(last, reading)
+    is_lower = said is not None and said <= last.charge - STEP_PERCENT
+    return is_lower and reading.charge < last.charge
+
+
+def has_come_and_gone(
+    session: ChargingSession, last: Reading, reading: Reading
+) -> bool:
+    """Whether the car has charged since the last reading, and does not any more."""
+    if reading.is_active:
+        return False
+    is_newly_full = reading.status == "full" and last.status != "full"
+    if is_word_of_end(session, reading):
+        return is_newly_full  # the end itself was told
+
+    said = charge_said_since(last, reading)
+    if said is not None and said >= last.charge + DRIVEN_PERCENT:
+        return True
+    if session == ChargingSession():  # nothing is known of it yet
+        return reading.status == "full" and is_of_this_plug(reading, reading.car_said_s)
+    is_end = abs(reading.car_said_s - reading.end_said_s) <= TOGETHER_S
+    return is_newly_full and is_end and is_of_this_plug(reading, reading.end_said_s)
+
+
+def is_word_of_end(session: ChargingSession, reading: Reading) -> bool:
+    """Whether the car has said its charge at the end of the session, shown late."""
+    if not session.ended_s:
+        return False
+    return session.began_s < reading.car_said_s <= session.ended_s + TOGETHER_S
+
+
+def is_of_this_plug(reading: Reading, said_s: float) -> bool:
+    """Whether something was said at this plug, and not sent anew with it."""
+    is_known = bool(reading.plugged and reading.plugged_s)
+    return is_known and said_s >= reading.plugged_s + SENT_ANEW_S
+
+
+def session_after(
+    change: Change, before: ChargingSession, last: Reading | None, reading: Reading
+) -> ChargingSession:
+    session = dataclasses.replace(before, told=list(before.told))
+    if change == "begins":
+        session.began_s = moment_of_change(last, reading)
+        session.began_percent = percent_at_beginning(last, reading)
+        session.expected_s = 0.0
+        session.ended_s = 0.0
+    elif change == "goes on lower":
+        # It charges from there, from then on.
+        began_percent = f"{int(reading.car_said or 0)}%"
+        session = ChargingSession(reading.car_said_s, began_percent)
+    elif change == "ends":
+        session.ended_s = moment_of_change(last, reading)
+        session.highest = 0.0  # what was predicted above the end was wrong
+    elif change == "came and went":
+        session.ended_s = moment_of_change(last, reading)
+        session.began_percent = ""
+    elif reading.status == "full" and "full" not in session.told:
+        # It is full, and nobody knows since when: that is no news, now or later.
+        session.told += ["full", "still"]
+
+    session.highest = max(session.highest, reading.charge)
+    session.lowest_since_news = min(session.lowest_since_news, reading.charge)
+    if reading.full_at_s:
+        session.expected_s = reading.full_at_s
+    elif reading.status == "waiting":
+        session.expected_s = 0.0  # it will be later than the car had expected
+    return session
+
+
+def moment_of_change(last: Reading | None, reading: Reading) -> float:
+    """When the car has said what this reading is the first to show, else now."""
+    if last is None or reading.status_s > last.status_s:
+        return reading.status_s or reading.taken_s
+    if reading.spoken_s > last.spoken_s:
+        return reading.spoken_s
+    return reading.taken_s
+
+
+def percent_at_beginning(last: Reading | None, reading: Reading) -> str:
+    """The charge at which it began, as it was shown; "" where that is not known."""
+    is_long_before = reading.car_said_s < reading.plugged_s - TOGETHER_S
+    is_old = reading.is_of_departure and is_long_before
+    if last is None or reading.charge == 100 or is_old:
+        return ""
+
+    said = charge_said_since(last, reading)
+    is_of_beginning = abs(reading.car_said_s - reading.status_s) <= TOGETHER_S
+    was_driven = said is not None and said < last.charge
+    if said is not None and (is_of_beginning or was_driven):
+        return f"{int(said)}%"
+    was_seen = reading.taken_s - last.taken_s <= UNSEEN_S
+    return last.percent if was_seen and last.charge <= reading.charge else ""
+
+
+# --- What is news ---------------------------------------------------------------------
+SOON_MINUTES = 10
 OVERDUE_S = 30 * A_MINUTE_S  # after the time when it should have been full
 LONGEST_CHARGE_S = 20 * AN_HOUR_S
 STILL_THERE_S = AN_HOUR_S
-AFTER_FULL_S = 2 * A_MINUTE_S  # BMW rounds, and is never early
-LEAST_GAP_S = 10 * A_MINUTE_S  # between two polls, where one is brought forward
-LONGEST_BACKOFF_S = 5 * A_MINUTE_S
 
-# Polls that may be brought forward, one after the other, without anything new: a state
-# that sticks must not drain the quota.
-EARLY_POLLS = 2
-EARLY_POLLS_NEAR_FULL = 4
+# Of the other kinds, a session can have several.
+TOLD_ONCE_A_SESSION = ("reached", "soon", "overdue", "full", "still")
 
 
 class ChargeWatch:
-    """Decides what in a row of readings is news, by what is remembered of the session."""
+    """Decides what is news, and when the next poll is due, by what is remembered."""
 
     def __init__(self, memory: Memory, notify_at: float, interval_s: float) -> None:
         self._memory = memory
@@ -2054,63 +2457,65 @@ class ChargeWatch:
         self._interval_s = interval_s
         self._early_polls = 0  # since there was something new
 
-    def with_standing_charge(self, reading: Reading) -> Reading:
-        """The last interpolated charge stands, until the car or BMW says another."""
-        before = self._memory.session
-        if not before.is_interpolated or reading.source == "BMW":
-            return reading
-        if seconds_or_0(reading.car_said_at) > before.car_said_s:
-            return reading
-        if reading.charge >= before.charge:
-            return reading
-        return dataclasses.replace(reading, charge=before.charge, source="interpolated")
+    def forget(self, now_s: float) -> None:
+        """What was so long ago says nothing of today."""
+        memory = self._memory
+        if memory.last and now_s - memory.last.taken_s > FORGOTTEN_S:
+            memory.last = None
+            memory.session = ChargingSession()
 
-    def take(self, reading: Reading, now: datetime) -> list[News]:
+    def take(self, reading: Reading) -> list[News]:
         """Take note of a reading; returns its news, in the order of telling."""
-        before = self._memory.session
-        if now.timestamp() - before.seen_s > FORGOTTEN_S:
-            before = ChargingSession()
-        is_first = not before.seen_s
-        reading = with_known_status(reading, before)
-        session = session_after(before, reading, now)
+        memory = self._memory
+        is_first = memory.last is None and not memory.session.is_on
+        seen = observe(reading, memory.last, memory.session)
 
-        found = news_in(before, session, reading, now, self._notify_at)
-        news = [one for one in found if told_as(one) not in session.told]
-        step = step_news(session, reading, now)
+        found = news_in(seen, self._notify_at)
+        news = [one for one in found if told_as(one) not in seen.session.told]
+        step = step_news(seen)
         if is_first:  # what has been so for long is no news
             news = [one for one in news if one.kind in ("soon", "overdue")]
         elif step and not news:
             news = [step]
 
         # What was so from the beginning is not told later, either.
-        note_told(session, found)
+        note_told(seen.session, found)
         if is_first or news:
-            session.lowest_since_news = reading.charge
-        if news or is_new(reading, before, now):
+            seen.session.lowest_since_news = reading.charge
+        if news or is_new(seen):
             self._early_polls = 0
-        self._memory.session = session
+        memory.last = reading
+        memory.session = seen.session
+        memory.silence_told = False
         return news
 
-    def note_silence(self, now: datetime) -> list[News]:
+    def note_silence(self, now_s: float) -> list[News]:
         """Tell once that a charge has not been heard of for too long."""
-        session = self._memory.session
-        silent_s = now.timestamp() - session.seen_s
-        is_due = max(2 * self._interval_s, AN_HOUR_S) <= silent_s <= FORGOTTEN_S
-        if session.status != "charging" or session.silence_told or not is_due:
+        last = self._memory.last
+        if last is None or last.status != "charging" or self._memory.silence_told:
             return []
-        session.silence_told = True
-        since = clock_at(session.seen_s)
-        message = f"No word from BMW since {since} ({session.percent}, charging)"
+        silent_s = now_s - last.taken_s
+        if not max(2 * self._interval_s, AN_HOUR_S) <= silent_s <= FORGOTTEN_S:
+            return []
+        self._memory.silence_told = True
+        since = clock_at(last.taken_s)
+        message = f"No word from BMW since {since} ({last.percent}, charging)"
         return [News("error", message)]
 
-    def plan_next_poll(self, reading: Reading, began_s: float, now: datetime) -> float:
+    def plan_next_poll(self, reading: Reading, began_s: float) -> float:
         """The time.time() of the next poll, after one that began at `began_s`.
 
         A poll that is brought forward comes at the moment for which it is.
         """
         regular_s = began_s + self._interval_s
         goals = [self._memory.session.lowest_since_news + STEP_PERCENT, self._notify_at]
-        early_s = early_poll_s(reading, now.timestamp(), goals, self._early_polls)
+        requests_s = requests_of_a_day(self._memory.requests_s, reading.taken_s)
+        if (
+            requests_to_spare(requests_s, reading.taken_s, self._interval_s)
+            < KEPT_FOR_FULL
+        ):
+            goals = []
+        early_s = early_poll_s(reading, goals, self._early_polls)
         next_s = regular_s if early_s is None else min(early_s, regular_s)
 
         # Polls keep their distance, so the one after this might tell "soon" too late.
@@ -2122,127 +2527,16 @@ class ChargeWatch:
         return next_s
 
 
-def with_known_status(reading: Reading, before: ChargingSession) -> Reading:
-    """A status that is not known is no evidence that anything has changed."""
-    if reading.status != "unknown":
-        return reading
-    charge = reading.charge
-    if before.is_on:
-        charge = max(charge, before.charge)
-    return dataclasses.replace(reading, charge=charge, status=before.status)
-
-
-def is_new(reading: Reading, before: ChargingSession, now: datetime) -> bool:
+def is_new(seen: Observation) -> bool:
     """Whether BMW has said something that it had not said before.
 
     After the time at which it should be full, a charge that creeps is nothing new.
     """
-    if reading.status != before.status:
+    reading, last = seen.reading, seen.last
+    if last is None or reading.status != last.status or seen.change == "goes on lower":
         return True
-    is_charge_new = reading.charge != before.charge and reading.source != "interpolated"
-    return is_charge_new and reading.minutes_to_full(now) is not None
-
-
-def session_after(
-    before: ChargingSession, reading: Reading, now: datetime
-) -> ChargingSession:
-    """What is known of the charge after this reading."""
-    session = dataclasses.replace(
-        before,
-        seen_s=now.timestamp(),
-        reported_s=reading.said_s(now) if reading.reported else 0.0,
-        car_said_s=seconds_or_0(reading.car_said_at),
-        silence_told=False,
-        status=reading.status,
-        charge=reading.charge,
-        percent=reading.percent,
-        is_interpolated=reading.source == "interpolated",
-        lowest_since_news=min(before.lowest_since_news, reading.charge),
-        highest=max(before.highest, reading.charge),
-        told=list(before.told),
-    )
-
-    if reading.status == "charging":
-        if not before.is_on:
-            begin(session, before, reading, now)
-        if reading.full_at:
-            session.expected_s = reading.full_at.timestamp()
-    elif reading.status == "waiting":
-        session.expected_s = 0.0  # it will be later than the car had expected
-
-    if has_ended(before, reading):
-        session.is_on = False
-        session.ended_s = end_of_charge_s(before, reading, now)
-        if not before.is_on:  # it came and went between two readings
-            session.began_percent = ""
-
-    if reading.plugged is False:
-        end_for_good(session, before, reading)
-    return session
-
-
-def begin(
-    session: ChargingSession, before: ChargingSession, reading: Reading, now: datetime
-) -> None:
-    """Note that it charges, where it did not; the same charge may go on."""
-    if reading.charge <= before.highest - STEP_PERCENT:
-        session.told = []
-        session.highest = reading.charge
-    session.is_on = True
-    session.began_s = max(before.seen_s, reading.said_s(now))
-    session.began_percent = ""
-    if before.seen_s and now.timestamp() - before.seen_s <= UNSEEN_S:
-        session.began_percent = charge_at_beginning(before, reading)
-    session.expected_s = 0.0
-    session.ended_s = 0.0
-
-
-def charge_at_beginning(before: ChargingSession, reading: Reading) -> str:
-    """That of the reading before, as it was shown, unless the car was driven since."""
-    has_spoken = seconds_or_0(reading.car_said_at) > before.car_said_s
-    if has_spoken and reading.car_said is not None and reading.car_said < before.charge:
-        return f"{int(reading.car_said)}%"
-    if before.charge <= reading.charge:
-        return before.percent
-    return reading.percent
-
-
-def has_ended(before: ChargingSession, reading: Reading) -> bool:
-    """Whether this reading is the first that shows the end of a charge."""
-    if before.is_on:
-        return reading.status not in ("charging", "waiting")
-    is_newly_full = reading.status == "full" and before.status != "full"
-    return is_newly_full and before.seen_s > 0
-
-
-def end_of_charge_s(before: ChargingSession, reading: Reading, now: datetime) -> float:
-    """The time.time() that the car has told; now, where it has said nothing new."""
-    said_s = reading.said_s(now)
-    return said_s if said_s > before.reported_s else now.timestamp()
-
-
-def end_for_good(
-    session: ChargingSession, before: ChargingSession, reading: Reading
-) -> None:
-    """The plug is out: what comes next is another session.
-
-    A car that has left full is not told of again, nor one that flickers between 99 and
-    100 % while it is away.
-    """
-    was_full_told = "full" in session.told
-    has_charged = before.is_on or reading.charge - before.charge >= STEP_PERCENT
-    session.told = []
-    if reading.status == "full" and (was_full_told or not has_charged):
-        session.told = ["full", "still"]
-    session.highest = reading.charge
-
-
-def seconds_or_0(moment: datetime | None) -> float:
-    return moment.timestamp() if moment else 0.0
-
-
-# Of the other kinds, a session can have several.
-TOLD_ONCE_A_SESSION = ("reached", "soon", "overdue", "full", "still")
+    is_charge_new = reading.charge != last.charge and reading.source != "interpolated"
+    return is_charge_new and reading.minutes_to_full is not None
 
 
 def told_as(news: News) -> str:
@@ -2258,155 +2552,180 @@ def note_told(session: ChargingSession, found: list[News]) -> None:
             session.told.append(told_as(news))
 
 
-def news_in(
-    before: ChargingSession,
-    session: ChargingSession,
-    reading: Reading,
-    now: datetime,
-    notify_at: float,
-) -> list[News]:
+def news_in(seen: Observation, notify_at: float) -> list[News]:
     """All that a reading has to say, in the order of telling, even what was told."""
     found = [
-        started_news(before, session, reading, now),
-        reached_news(before, reading, notify_at),
-        soon_news(reading, now),
-        overdue_news(session, now),
-        full_news(session, reading),
-        stopped_news(before, session, reading),
-        paused_news(before, reading),
-        still_news(session, reading, now),
+        started_news(seen),
+        reached_news(seen, notify_at),
+        soon_news(seen),
+        overdue_news(seen),
+        full_news(seen),
+        stopped_news(seen),
+        paused_news(seen),
+        still_news(seen),
     ]
+    if "full" in seen.session.told:
+        # A full car that is warmed before it leaves charges for minutes, which is no
+        # charge; one at rest flickers between 99 and 100 %.
+        found = [still_news(seen)]
     return [news for news in found if news]
 
 
-def started_news(
-    before: ChargingSession, session: ChargingSession, reading: Reading, now: datetime
-) -> News | None:
+def started_news(seen: Observation) -> News | None:
     """The first reading that charges, where it did not before; a pause is no end."""
-    if reading.status != "charging" or before.is_on:
+    if seen.change != "begins":
         return None
-    message = f"Charging from {session.began_percent or reading.percent}"
-    return News("started", with_full_clock(message, reading, now))
+    began_percent = seen.session.began_percent
+    message = (
+        f"Charging from {began_percent}" if began_percent else "Charging has begun"
+    )
+    return News("started", with_full_clock(message, seen.reading))
 
 
-def reached_news(
-    before: ChargingSession, reading: Reading, notify_at: float
-) -> News | None:
+def reached_news(seen: Observation, notify_at: float) -> News | None:
     """The owner's own goal, when it is passed; a charge at rest can flicker around it."""
-    has_passed = before.charge < notify_at <= reading.charge
+    reading = seen.reading
+    before = seen.last.charge if seen.last else 0.0
+    has_passed = before < notify_at <= reading.charge
     if not has_passed or reading.status == "full" or reading.plugged is False:
         return None
     return News("reached", f"{notify_at:.0f}% reached")
 
 
-def soon_news(reading: Reading, now: datetime) -> News | None:
+def soon_news(seen: Observation) -> News | None:
     """Ten minutes to full, or less: it is time to walk to the car."""
-    minutes = reading.minutes_to_full(now)
+    minutes = seen.reading.minutes_to_full
     if minutes is None or minutes > SOON_MINUTES:
         return None
     about = max(1, round(minutes))
-    return News("soon", f"Full in about {about} min, at {reading.full_clock(now)}")
+    return News("soon", f"Full in about {about} min, at {seen.reading.full_clock}")
 
 
-def overdue_news(session: ChargingSession, now: datetime) -> News | None:
+def overdue_news(seen: Observation) -> News | None:
     """Far too long a charge: BMW can say for days that a full car charges."""
-    if session.status != "charging":
+    reading, session = seen.reading, seen.session
+    if reading.status != "charging":
         return None
-    now_s = now.timestamp()
-    if session.expected_s and now_s >= session.expected_s + OVERDUE_S:
+    if session.expected_s and reading.taken_s >= session.expected_s + OVERDUE_S:
         expected = f"BMW expected it full at {clock_at(session.expected_s)}"
         return News("overdue", f"{expected}, and has not confirmed it. Have a look.")
-    if now_s >= session.began_s + LONGEST_CHARGE_S:
-        so_long = duration(now_s - session.began_s)
+    lasts_s = reading.taken_s - session.began_s
+    if lasts_s >= LONGEST_CHARGE_S:
+        so_long = duration(lasts_s)
         return News("overdue", f"Charging for {so_long} now, says BMW. Have a look.")
     return None
 
 
-def full_news(session: ChargingSession, reading: Reading) -> News | None:
+def full_news(seen: Observation) -> News | None:
     """The end that the owner waits for, and the next driver, too."""
-    if reading.status != "full":
+    if seen.reading.status != "full" or not seen.has_ended:
         return None
-    summary = session_summary(session, reading)
+    summary = session_summary(seen)
     message = f"Fully charged: {summary}." if summary else "Fully charged."
-    if reading.plugged is not False:
+    if seen.reading.plugged is not False:
         message += " The charging station can be freed."
     return News("full", message)
 
 
-def stopped_news(
-    before: ChargingSession, session: ChargingSession, reading: Reading
-) -> News | None:
+def stopped_news(seen: Observation) -> News | None:
     """The end of a charge at less than full, with the car's reason if it has one."""
-    if not before.is_on or reading.status in ("charging", "waiting", "full"):
+    reading = seen.reading
+    if reading.status == "full" or not seen.has_ended:
         return None
     why: str = reading.status
-    if reading.end_reason and seconds_or_0(reading.end_reason_at) >= session.began_s:
+    if reading.end_reason and reading.end_reason_s >= seen.session.began_s > 0:
         why = reading.end_reason
     message = f"Charging stopped at {reading.percent} ({why})"
-    summary = session_summary(session, reading)
+    summary = session_summary(seen)
     return News("stopped", f"{message}, {summary}" if summary else message)
 
 
-def paused_news(before: ChargingSession, reading: Reading) -> News | None:
+def paused_news(seen: Observation) -> News | None:
     """It waits, as smart tariffs let it many times in a night; each is told."""
-    if before.status != "charging" or reading.status != "waiting":
+    was_charging = seen.last is not None and seen.last.status == "charging"
+    if not was_charging or seen.reading.status != "waiting":
         return None
-    return News("paused", f"Charging paused at {reading.percent}")
+    return News("paused", f"Charging paused at {seen.reading.percent}")
 
 
-def still_news(
-    session: ChargingSession, reading: Reading, now: datetime
-) -> News | None:
+def still_news(seen: Observation) -> News | None:
     """An hour after it was full, where the last word on the plug is that it is in."""
-    if reading.status != "full" or not reading.plugged or not session.ended_s:
+    reading, ended_s = seen.reading, seen.session.ended_s
+    if reading.status != "full" or not reading.plugged or not ended_s:
         return None
-    if now.timestamp() < session.ended_s + STILL_THERE_S:
+    if reading.taken_s < ended_s + STILL_THERE_S:
         return None
-    since = clock_at(session.ended_s)
-    return News("still", f"Full since {since}, and still plugged in")
+    return News("still", f"Full since {clock_at(ended_s)}, and still plugged in")
 
 
-def step_news(session: ChargingSession, reading: Reading, now: datetime) -> News | None:
+def step_news(seen: Observation) -> News | None:
     """It is 5 % more than at the last news."""
-    if round(reading.charge - session.lowest_since_news, 6) < STEP_PERCENT:
+    risen = seen.reading.charge - seen.session.lowest_since_news
+    if not seen.session.is_on or round(risen, 6) < STEP_PERCENT:
         return None
-    return News("step", with_full_clock(f"{reading.percent} charged", reading, now))
-
-
-def with_full_clock(message: str, reading: Reading, now: datetime) -> str:
-    full_clock = reading.full_clock(now)
-    return f"{message}, full about {full_clock}" if full_clock else message
-
-
-def session_summary(session: ChargingSession, reading: Reading) -> str:
-    """From where to where, and in what time; "" where the beginning was not seen."""
-    took_s = session.ended_s - session.began_s
-    if not session.began_percent or took_s <= 0:
-        return ""
-    return (
-        f"{session.began_percent.rstrip('%')} → {reading.percent} in {duration(took_s)}"
+    return News(
+        "step", with_full_clock(f"{seen.reading.percent} charged", seen.reading)
     )
 
 
+def with_full_clock(message: str, reading: Reading) -> str:
+    return (
+        f"{message}, full about {reading.full_clock}" if reading.full_clock else message
+    )
+
+
+def session_summary(seen: Observation) -> str:
+    """From where to where, and in what time; "" where the beginning was not seen."""
+    session = seen.session
+    took_s = session.ended_s - session.began_s
+    if not session.began_percent or took_s <= 0:
+        return ""
+    from_to = f"{session.began_percent.rstrip('%')} → {seen.reading.percent}"
+    return f"{from_to} in {duration(took_s)}"
+
+
+# --- When the next poll is due --------------------------------------------------------
+AFTER_FULL_S = 2 * A_MINUTE_S  # BMW rounds, and is never early
+LEAST_GAP_S = 10 * A_MINUTE_S  # between two polls, where one is brought forward
+LONGEST_BACKOFF_S = 5 * A_MINUTE_S
+
+# Polls that may be brought forward, one after the other, without anything new: a state
+# that sticks must not drain the quota.
+EARLY_POLLS = 2
+KEPT_FOR_FULL = 2  # of the day's requests
+EARLY_POLLS_NEAR_FULL = 4
+
+
+def requests_to_spare(
+    requests_s: list[float], now_s: float, interval_s: float
+) -> float:
+    """How many requests can be made beside the regular ones, without a gap later."""
+    to_spare = float(REQUESTS_A_DAY)
+    for earlier, at_s in enumerate(requests_s):
+        # Until it is a day old, those after it count, and the regular ones from now on.
+        regular = (at_s + A_DAY_S - now_s) / interval_s
+        counted = len(requests_s) - earlier
+        to_spare = min(to_spare, REQUESTS_A_DAY - counted - regular)
+    return to_spare
+
+
 def soon_news_s(reading: Reading) -> float:
-    """The time.time() at which it is full soon; a negative one where that is not known."""
-    return seconds_or_0(reading.full_at) - SOON_MINUTES * A_MINUTE_S
+    """When it is full soon; a negative one where that is not known."""
+    return reading.full_at_s - SOON_MINUTES * A_MINUTE_S
 
 
 def early_poll_s(
-    reading: Reading, now_s: float, goals: list[float], early_polls: int
+    reading: Reading, goals: list[float], early_polls: int
 ) -> float | None:
-    """The time.time() at which news is expected, and BMW may be asked; None for never.
-
-    The polls just before and just after full may be made after some others in vain.
-    """
-    if reading.full_at is None or early_polls >= EARLY_POLLS_NEAR_FULL:
+    """When news is expected, and BMW may be asked; None for never."""
+    if not reading.full_at_s or early_polls >= EARLY_POLLS_NEAR_FULL:
         return None
-    full_s = reading.full_at.timestamp()
+    now_s = reading.taken_s
     soon_s = soon_news_s(reading)
-    expected_s = [soon_s, full_s + AFTER_FULL_S]
+    # The polls just before and just after full may follow others that were in vain.
+    expected_s = [soon_s, reading.full_at_s + AFTER_FULL_S]
     if early_polls < EARLY_POLLS and now_s < soon_s:
-        expected_s += [goal_s(reading, now_s, goal) for goal in goals]
+        expected_s += [goal_s(reading, goal) for goal in goals]
     ahead_s = [at_s for at_s in expected_s if at_s > now_s]
 
     least_s = now_s + LEAST_GAP_S
@@ -2416,16 +2735,16 @@ def early_poll_s(
     return least_s if early_polls < EARLY_POLLS else None
 
 
-def goal_s(reading: Reading, now_s: float, goal: float) -> float:
-    """The time.time() at which a charge in percent is reached; 0 where it is behind.
+def goal_s(reading: Reading, goal: float) -> float:
+    """When a charge in percent is reached; 0 where it is behind.
 
     The charge rises evenly, and to a little more, for what is interpolated is rounded.
     """
     if not reading.charge < goal < 100:
         return 0.0
-    left_s = seconds_or_0(reading.full_at) - now_s
+    left_s = reading.full_at_s - reading.taken_s
     share = (goal + 0.1 - reading.charge) / (100 - reading.charge)
-    return now_s + left_s * share
+    return reading.taken_s + left_s * share
 
 
 def retry_s(failures: int, problem: NoReading, interval_s: float) -> float:
@@ -2441,7 +2760,7 @@ def retry_s(failures: int, problem: NoReading, interval_s: float) -> float:
 
 
 # --- Log lines ------------------------------------------------------------------------
-OLD_REPORT = timedelta(minutes=5)
+OLD_REPORT_S = 5 * A_MINUTE_S
 WIDE_COLUMNS = 80  # of a terminal that has room for the bar
 COLOURS: dict[Status, int] = {"charging": 32, "full": 36, "waiting": 33, "error": 31}
 DIM = 2
@@ -2451,36 +2770,33 @@ def distance_words(reading: Reading) -> str:
     return "" if reading.range is None else f"{int(reading.range)} {reading.range_unit}"
 
 
-def age_words(reading: Reading, now: datetime) -> str:
-    """How long ago the car last spoke, where that is worth a word."""
-    if reading.reported is None or now - reading.reported <= OLD_REPORT:
-        return ""
-    return duration((now - reading.reported).total_seconds())
+def age_words(reading: Reading) -> str:
+    """How old it is what is shown, where that is worth a word."""
+    age_s = reading.taken_s - reading.reported_s
+    return duration(age_s) if reading.reported_s and age_s > OLD_REPORT_S else ""
 
 
-def plain_line(reading: Reading, now: datetime) -> str:
-    full_clock = reading.full_clock(now)
-    age = age_words(reading, now)
+def plain_line(reading: Reading) -> str:
+    age = age_words(reading)
     columns = [
-        f"{now:%Y-%m-%d %H:%M:%S}",
+        f"{datetime.fromtimestamp(reading.taken_s):%Y-%m-%d %H:%M:%S}",
         reading.percent,
         reading.status,
         distance_words(reading),
-        f"full about {full_clock}" if full_clock else "",
+        f"full about {reading.full_clock}" if reading.full_clock else "",
         f"(car last reported {age} ago)" if age else "",
     ]
     return "  ".join(filter(None, columns))
 
 
-def terminal_line(reading: Reading, now: datetime, bar: str) -> str:
-    full_clock = reading.full_clock(now)
-    age = age_words(reading, now)
+def terminal_line(reading: Reading, bar: str) -> str:
+    age = age_words(reading)
     columns = [
-        f"{now:%a %H:%M} {reading.percent:>5}",
+        f"{datetime.fromtimestamp(reading.taken_s):%a %H:%M} {reading.percent:>5}",
         bar,
-        f"{reading.status:<10}",
+        f"{reading.status:<12}",
         f"{distance_words(reading):>6}",
-        f"full {full_clock}" if full_clock else "",
+        f"full {reading.full_clock}" if reading.full_clock else "",
         f"car: {age} ago" if age else "",
     ]
     return "  ".join(filter(None, columns)).rstrip()
@@ -2499,25 +2815,30 @@ def bar_of(charge: float, blocks: str) -> str:
     return bar.ljust(10, blocks[0])
 
 
-def json_line(reading: Reading, now: datetime) -> str:
-    minutes = reading.minutes_to_full(now)
+def json_line(reading: Reading) -> str:
+    minutes = reading.minutes_to_full
     values = {
-        "time": iso(now),
+        "time": iso_local(reading.taken_s),
         "charge": reading.charge,
         "predicted": reading.predicted,
         "status": reading.status,
         "plugged": reading.plugged,
         "range": reading.range,
-        "range_unit": reading.range_unit,
+        "range_unit": reading.range_unit or None,
         "minutes_to_full": minutes,
-        "full_at": None if minutes is None else iso(reading.full_at),
-        "reported": iso(reading.reported),
+        "full_at": None if minutes is None else iso_utc(reading.full_at_s),
+        "reported": iso_utc(reading.reported_s),
     }
     return json.dumps(values)
 
 
-def iso(moment: datetime | None) -> str | None:
-    return moment.isoformat(timespec="seconds") if moment else None
+def iso_local(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s).astimezone().isoformat(timespec="seconds")
+
+
+def iso_utc(at_s: float) -> str | None:
+    moment = datetime.fromtimestamp(at_s, timezone.utc)
+    return moment.isoformat(timespec="seconds") if at_s else None
 
 
 class ChargeLog:
@@ -2535,8 +2856,8 @@ class ChargeLog:
         if self._is_terminal:
             self._write("\033[22;2t")  # puts the title aside that is there
 
-    def write(self, reading: Reading, now: datetime) -> None:
-        self._write(self._line(reading, now) + "\n")
+    def write(self, reading: Reading) -> None:
+        self._write(self._line(reading) + "\n")
         self.set_title(f"i3 {reading.percent} {reading.status}")
 
     def set_title(self, text: str) -> None:
@@ -2547,17 +2868,17 @@ class ChargeLog:
         if self._is_terminal:
             self._write("\033]2;\007\033[23;2t")  # takes the old title back
 
-    def _line(self, reading: Reading, now: datetime) -> str:
+    def _line(self, reading: Reading) -> str:
         if self._as_json:
-            return json_line(reading, now)
+            return json_line(reading)
         if not self._is_terminal:
-            return plain_line(reading, now)
+            return plain_line(reading)
 
         is_wide = shutil.get_terminal_size().columns >= WIDE_COLUMNS
         bar = bar_of(reading.charge, self._blocks) if is_wide else ""
         if bar and not os.environ.get("NO_COLOR"):
             bar = f"\033[{COLOURS.get(reading.status, DIM)}m{bar}\033[0m"
-        return terminal_line(reading, now, bar)
+        return terminal_line(reading, bar)
 
     def _write(self, text: str) -> None:
         """Write without a buffer, for at the end something would be left over in one."""
@@ -2727,14 +3048,14 @@ class Outbox:
         """Let a message wait for each address; some kinds of news are for none."""
         if not WAYS[news.kind].priority:
             return
-        now = local_now()
+        now_s = time.time()
         for name in self._urls:
             if name == "NTFY_URL":
                 body, headers = ntfy_message(news, self._title)
             else:
-                body, headers = webhook_message(news, self._title, reading, now)
+                body, headers = webhook_message(news, self._title, reading, now_s)
             summary = " ".join(news.message.split())
-            message = Message(name, summary, body, headers, made_s=now.timestamp())
+            message = Message(name, summary, body, headers, made_s=now_s)
             self._memory.outbox.append(message)
 
     def deliver(self, *, will_try_again: bool) -> None:
@@ -2816,7 +3137,7 @@ def ntfy_message(news: News, title: str) -> tuple[str, dict[str, str]]:
 
 
 def webhook_message(
-    news: News, title: str, reading: Reading | None, now: datetime
+    news: News, title: str, reading: Reading | None, now_s: float
 ) -> tuple[str, dict[str, str]]:
     """Make the body and the headers. Receivers ignore what they do not know."""
     text = f"{title}: {news.message}"
@@ -2830,7 +3151,7 @@ def webhook_message(
         "charge": None,
         "predicted": None,
         "status": None,
-        "time": iso(now),
+        "time": iso_local(now_s),
     }
     if reading:
         values["charge"] = reading.charge
@@ -2922,12 +3243,12 @@ class Loop:
 
     def note(self, reading: Reading, began_s: float) -> float:
         """Take note of a reading; returns the time.time() of the next poll."""
-        now = local_now()
         self.failures = 0
-        self.reading = self.watch.with_standing_charge(reading)
-        self.log.write(self.reading, now)
-        self.tell(self.watch.take(self.reading, now))
-        return self.watch.plan_next_poll(self.reading, began_s, now)
+        self.watch.forget(reading.taken_s)
+        self.reading = held(reading, self.memory.last, self.memory.session)
+        self.log.write(self.reading)
+        self.tell(self.watch.take(self.reading))
+        return self.watch.plan_next_poll(self.reading, began_s)
 
     def note_failure(self, problem: NoReading) -> float:
         """Take note of a failure; returns the seconds to the next poll."""
@@ -2938,7 +3259,7 @@ class Loop:
 
         news = [problem.news] if problem.news else []
         if self.once or self.failures > 1:  # the first may be that of a lid that opens
-            news += self.watch.note_silence(local_now())
+            news += self.watch.note_silence(time.time())
         self.tell(news)
         return wait_s
 
@@ -2984,7 +3305,7 @@ class Loop:
                 left_s = min(left_s, next_s - time.time())
 
     def tell_while_waiting(self) -> None:
-        news = self.watch.note_silence(local_now())
+        news = self.watch.note_silence(time.time())
         if news:
             self.tell(news)
         else:

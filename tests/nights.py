@@ -8,29 +8,21 @@ it will take.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import statistics
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # by hand, nobody else does
 
-from conftest import Clock
 from fake_cardata import telematic
+from simulation import DAY_S, HOUR_S, MINUTE_S, Told, busiest_day, run
 
-import i3charge
-
-MINUTE_S = 60
-HOUR_S = 60 * MINUTE_S
-DAY_S = 24 * HOUR_S
 BEGINS = datetime(2027, 1, 15, 18, tzinfo=timezone.utc)
 
 # --- The car --------------------------------------------------------------------------------
@@ -96,39 +88,18 @@ def whole(number: float) -> str:
 
 
 class Bmw:
-    """Stands in for `i3charge.Http`: BMW's sign-in and CarData, with this `car`."""
+    """What CarData says of this `car`."""
 
-    QUOTA = 50  # requests to the API in any 24 hours, refused ones too
-    REQUEST_S = 1.0
     LATE_S = 60.0  # what the car sends is shown so much later
     MINUTES_EVERY_S = 10 * MINUTE_S  # that a car that is not bare sends them anew
     DRIVEN_S = -8.0 * HOUR_S  # when it was last driven
     KM_A_PERCENT = 2.6  # 260 km in all: BMW's data sheet of 2018
 
-    def __init__(self, car: Car, clock: Clock) -> None:
+    def __init__(self, car: Car) -> None:
         self.car = car
-        self.clock = clock
-        self.requests_s: list[float] = []  # to the API
 
-    def now_s(self) -> float:
-        return self.clock.time() - BEGINS.timestamp()
-
-    def send(self, request: i3charge.Request) -> i3charge.HttpAnswer:
-        self.clock.sleep(self.REQUEST_S)
-        answer = json.dumps(self._answer(request)).encode()
-        return i3charge.HttpAnswer(request.what, "simulated", 200, {}, answer)
-
-    def _answer(self, request: i3charge.Request) -> dict[str, Any]:
-        if "/oauth/" in request.url:
-            return {"access_token": "a", "refresh_token": "r", "expires_in": 3599}
-        self.requests_s.append(self.now_s())
-        assert busiest_day(self.requests_s) <= self.QUOTA
-        if request.url.endswith("/telematicData"):
-            return self._telematic_data()
-        return {"containerId": "S000000000000"} if request.method == "POST" else {}
-
-    def _telematic_data(self) -> dict[str, Any]:
-        car, now_s = self.car, self.now_s()
+    def telematic(self, clock_s: float) -> dict[str, Any]:
+        car, now_s = self.car, clock_s - BEGINS.timestamp()
         seen_s = now_s - self.LATE_S
         if seen_s < car.begins_s:
             said_s, status, hv_status = self.DRIVEN_S, "NOCHARGING", "INVALID"
@@ -143,7 +114,7 @@ class Bmw:
         charge = car.charge_at(said_s)
         predicted = car.charge_at(now_s) if status == "CHARGINGACTIVE" else charge
         plug = "DISCONNECTED" if said_s == self.DRIVEN_S else "CONNECTED"
-        plugged_s = max(said_s, car.begins_s) if plug == "CONNECTED" else said_s
+        plugged_s = car.begins_s if plug == "CONNECTED" else said_s
         entries: dict[str, Any] = {
             "header": (whole(charge), age),
             "predicted": None if car.night.bare else whole(predicted),
@@ -170,68 +141,13 @@ class Bmw:
         return str(left), (now_s - said_s) / MINUTE_S
 
 
-def busiest_day(requests_s: list[float]) -> int:
-    """The most requests in any 24 hours."""
-    return max(sum(0 <= later - at_s < DAY_S for later in requests_s) for at_s in requests_s)
-
-
-# --- The contact with i3charge --------------------------------------------------------------
-
-
-class Told(NamedTuple):
-    """A notification to the owner."""
-
-    kind: i3charge.Kind
-    at_s: float
-    charge: float  # as it was shown then
-
-
-class Owner:
-    """Stands in for the log and the desktop, and hears what there is to tell."""
-
-    works, is_unread = True, False  # the log
-
-    def __init__(self, bmw: Bmw) -> None:
-        self._bmw = bmw
-        self._charge = math.nan
-        self.told: list[Told] = []
-
-    def write(self, reading: i3charge.Reading, now: datetime) -> None:
-        self._charge = reading.charge
-
-    def set_title(self, text: str) -> None:
-        """Of a terminal, which there is none of."""
-
-    def show(self, news: i3charge.News) -> None:
-        self.told.append(Told(news.kind, self._bmw.now_s(), self._charge))
-
-
-def simulate(night: Night, offset_s: float) -> tuple[Bmw, list[Told]]:
-    """What an owner is told in a night and the day after it.
-
-    The logger starts signed in, but without a container.
-    """
+def simulate(night: Night, offset_s: float) -> tuple[Car, list[Told], int]:
+    """What an owner is told in a night and the day after it, and the busiest day."""
     car = Car(night._replace(begins_s=night.begins_s + offset_s))
-    ends = BEGINS + timedelta(seconds=car.ends_s + DAY_S)
-    bmw: Any = Bmw(car, Clock(BEGINS.timestamp(), ends.timestamp()))
-    owner: Any = Owner(bmw)
-    variables = {
-        "CARDATA_CLIENT_ID": "a client id",
-        "VEHICLE_IDENTIFICATION_NUMBER": "WBY" + 14 * "0",
-    }
-    with mock.patch.object(i3charge, "time", bmw.clock), suppress(Clock.Over):
-        settings = i3charge.load_settings(variables, [], "")
-        memory = i3charge.Memory(sign_in=i3charge.SignIn(refresh_token="r"))
-        i3charge.Loop(
-            door=i3charge.CarData(settings, bmw, memory, may_ask_owner=False),
-            interval_s=settings.interval_s,
-            memory=memory,
-            watch=i3charge.ChargeWatch(memory, 0, settings.interval_s),
-            log=owner,
-            desktop=owner,
-            outbox=i3charge.Outbox(settings, bmw, memory, ""),
-        ).run()
-    return bmw, owner.told
+    begins_s = BEGINS.timestamp()
+    owner = run(Bmw(car).telematic, begins_s, begins_s + car.ends_s + DAY_S)
+    told = [news._replace(at_s=news.at_s - begins_s) for news in owner.told]
+    return car, told, busiest_day(owner.requests_s)
 
 
 # --- How late that was ----------------------------------------------------------------------
@@ -269,7 +185,7 @@ def late_s(car: Car, told: list[Told]) -> Iterator[tuple[str, float]]:
         "stopped": car.ends_s,
     }
     level = car.FROM_PERCENT  # that the owner knows of
-    for kind, at_s, charge in told:
+    for kind, at_s, _, charge in told:
         if kind == "step" and level + STEP_PERCENT <= car.night.ends_at:
             yield kind, at_s - car.time_of(level + STEP_PERCENT)
         elif kind in due_s:
@@ -286,9 +202,9 @@ def lateness(night: Night, offsets_s: list[float]) -> tuple[dict[str, Lateness],
     found = {kind: Lateness() for kind in ("step", "soon", "full", "stopped")}
     busiest = 0
     for offset_s in offsets_s:
-        bmw, told = simulate(night, offset_s)
-        busiest = max(busiest, busiest_day(bmw.requests_s))
-        for kind, seconds in late_s(bmw.car, told):
+        car, told, busiest_of_night = simulate(night, offset_s)
+        busiest = max(busiest, busiest_of_night)
+        for kind, seconds in late_s(car, told):
             found[kind].late_s.append(seconds)
         for kind, of_kind in found.items():
             of_kind.told += sum(news.kind == kind for news in told)

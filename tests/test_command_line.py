@@ -179,8 +179,8 @@ COLOUR = re.compile("\033\\[[0-9]*m")
 RED, DIM = "\033[31m", "\033[2m"
 GREEN_BAR = "\033[32m██████▎░░░\033[0m  "
 FULL_BAR = f"\033[36m{'█' * 10}\033[0m  "
-IN_TWO_HOURS = datetime.now(timezone.utc) + timedelta(hours=2)
-READING = Reading(62.0, "charging", range=101.0, range_unit="km", full_at=IN_TWO_HOURS)
+NOW_S = time.time()
+READING = Reading(62.0, NOW_S, "charging", range=101.0, range_unit="km", full_at_s=NOW_S + 2 * 3600)
 PREDICTED_READING = dataclasses.replace(READING, source="BMW")
 FULL_READING = dataclasses.replace(READING, charge=100, status="full")
 
@@ -203,11 +203,11 @@ def test_line_suits_the_terminal(monkeypatch: pytest.MonkeyPatch, name: str) -> 
     with monkeypatch.context() as patched, stdout:
         patched.setattr(os, "environ", {"TERM": "xterm", **columns_of, **environment})
         patched.setattr(sys, "stdout", stdout)
-        i3charge.ChargeLog(as_json=False).write(reading, i3charge.local_now())
+        i3charge.ChargeLog(as_json=False).write(reading)
         terminal.read_until("\n")
     os.close(terminal.ours)
     start = rf"\w{{3}} \d\d:\d\d  {reading.percent:>4}  "
-    line = rf"{start}{re.escape(bar)}{reading.status:<10}  101 km  full \d\d:\d\d\r\n"
+    line = rf"{start}{re.escape(bar)}{reading.status:<12}  101 km  full \d\d:\d\d\r\n"
     assert re.fullmatch(line, terminal.text), terminal.text
     assert len(COLOUR.sub("", terminal.text).rstrip()) < columns
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import i3charge
 from i3charge import Memory, Message, News, NoReading, Reading, Settings, SignInRefused
 
 MINUTE_S = 60
-IDLE = Reading(60, "plugged in")
-CHARGING = Reading(60, "charging")
+IDLE = Reading(60, status="plugged in")
+CHARGING = Reading(60, status="charging")
 
 
 class Door:
@@ -43,7 +43,7 @@ class Door:
         if isinstance(item, Exception):
             raise item
         assert isinstance(item, Reading)
-        return item
+        return dataclasses.replace(item, taken_s=self.clock.now_s)
 
 
 class Told:
@@ -55,7 +55,7 @@ class Told:
         self.told: list[str] = []
         self.lines = 0
 
-    def write(self, reading: Reading, now: datetime) -> None:
+    def write(self, reading: Reading) -> None:
         self.lines += 1
         self.titles.append(f"i3 {reading.percent} {reading.status}")
 
@@ -103,12 +103,12 @@ def test_polls_keep_their_interval_however_long_they_take(clock: Clock) -> None:
 
 
 def test_poll_that_is_brought_forward_comes_at_its_moment(clock: Clock) -> None:
-    full_at = datetime.fromtimestamp(clock.now_s, timezone.utc) + timedelta(minutes=30)
-    charging = Reading(97, "charging", full_at=full_at, source="BMW")
+    full_at_s = clock.now_s + 30 * MINUTE_S
+    charging = Reading(97, status="charging", full_at_s=full_at_s, source="BMW")
     door = Door(clock, charging)
     told = run(door, minutes=35)
     assert door.polls_s[1:3] == [20 * MINUTE_S, 32 * MINUTE_S]
-    assert told.told == [f"Full in about 10 min, at {full_at.astimezone():%H:%M}"]
+    assert told.told == [f"Full in about 10 min, at {i3charge.clock_at(full_at_s)}"]
 
 
 def test_failures_wait_longer_and_longer_and_a_reading_ends_that(clock: Clock) -> None:
@@ -250,13 +250,13 @@ def test_news_is_on_disk_before_anybody_hears_of_it(
 
     def look(handler: Any) -> None:
         kept = i3charge.load_memory(tmp_path / ".i3charge.json", "", "")
-        seen.append((kept.session.status, [message.summary for message in kept.outbox]))
+        seen.append((kept.session.is_on, [message.summary for message in kept.outbox]))
         handler.reply(200)
 
     ntfy.answers = [look]
     url = ntfy.url + "secret-topic"
     run(Door(clock, IDLE, CHARGING), minutes=60, memory=memory, ntfy_url=url)
-    assert seen == [("charging", ["Charging from 60%"])]
+    assert seen == [(True, ["Charging from 60%"])]
 
 
 # --- How it ends ----------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import Any, get_args
 
 import hypothesis
@@ -15,18 +15,21 @@ import i3charge
 from i3charge import Reading, TelematicData
 
 NOW = datetime(2026, 8, 18, 18, 0, tzinfo=timezone.utc)  # 20:00 in Amsterdam
+NOW_S = NOW.timestamp()
+MINUTE_S = 60
 
 
 def find_reading(**entries: Any) -> Reading | None:
     """As `telematic` has it: a value, or a pair of it and its age in minutes."""
     values = telematic(NOW, **entries)["telematicData"]
-    return i3charge.reading_in(TelematicData(values, NOW))
+    return i3charge.reading_in(TelematicData(values, NOW_S))
 
 
 def reading(**entries: Any) -> Reading:
+    """As it is shown, where there was none before."""
     found = find_reading(**entries)
     assert found
-    return found
+    return i3charge.held(found, None, i3charge.ChargingSession())
 
 
 def bare(**entries: Any) -> Reading:
@@ -99,7 +102,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "does not charge, no word on the plug": (
         {"status": ("NOCHARGING", 5), "header": ("52", 5), "plug": None},
-        "52% unknown",
+        "52% not charging",
     ),
     "does not charge, full, no word on the plug": (
         {"status": ("NOCHARGING", 5), "header": ("100", 5), "plug": None},
@@ -158,8 +161,7 @@ def test_whole_answers(name: str) -> None:
     found = reading(**entries)
 
     plug = {True: ", in", False: ", out", None: ""}[found.plugged]
-    clock = found.full_clock(NOW)
-    full = f", full {clock}" if clock else ""
+    full = f", full {found.full_clock}" if found.full_clock else ""
     assert f"{found.percent} {found.status}{plug}{full}" == expected
 
 
@@ -167,18 +169,27 @@ def test_reading_has_every_field() -> None:
     found = reading(reason=("POWERGRID_FAILED", 30), header=("52", 20))
     assert found == Reading(
         charge=62.0,
+        taken_s=NOW_S,
         status="charging",
+        status_s=NOW_S - 60 * MINUTE_S,
         source="BMW",
         plugged=True,
+        plugged_s=NOW_S - 60 * MINUTE_S,
         range=101.0,
         range_unit="km",
-        full_at=NOW + timedelta(minutes=140),
-        reported=NOW - timedelta(minutes=20),
+        full_at_s=NOW_S + 140 * MINUTE_S,
+        last_word_s=NOW_S,
         car_said=52.0,
-        car_said_at=NOW - timedelta(minutes=20),
+        car_said_s=NOW_S - 20 * MINUTE_S,
         end_reason="the station lost power",
-        end_reason_at=NOW - timedelta(minutes=30),
+        end_reason_s=NOW_S - 30 * MINUTE_S,
     )
+
+
+def test_full_is_as_old_as_the_cars_word_that_makes_it_so() -> None:
+    assert reading(plug=("DISCONNECTED", 9)).status_s == NOW_S - 9 * MINUTE_S
+    ended = reading(status=("CHARGINGENDED", 5), header=("100", 7))
+    assert (ended.status_s, ended.end_said_s) == (NOW_S - 7 * MINUTE_S, NOW_S - 5 * MINUTE_S)
 
 
 def test_recorded_answer_of_a_car_that_does_not_charge() -> None:
@@ -196,10 +207,10 @@ def test_recorded_answer_of_a_car_that_does_not_charge() -> None:
         engine + "level": {"timestamp": fetched, "unit": "%", "value": "63"},
     }
     now = datetime(2026, 4, 28, 15, 11, 37, tzinfo=timezone.utc)
-    found = i3charge.reading_in(TelematicData(values, now))
+    found = i3charge.reading_in(TelematicData(values, now.timestamp()))
     assert found
-    assert (found.percent, found.status, found.plugged) == ("~63%", "unknown", None)
-    assert i3charge.plain_line(found, now).endswith("(car last reported 11 min ago)")
+    assert (found.percent, found.status, found.plugged) == ("~63%", "not charging", None)
+    assert i3charge.plain_line(found).endswith("(car last reported 11 min ago)")
 
 
 # --- Without a prediction -------------------------------------------------------------
@@ -237,7 +248,7 @@ def test_without_minutes_the_cars_own_word_stands(minutes: Any) -> None:
         found = bare(minutes=None, remaining=minutes)
     else:
         found = bare(minutes=minutes)
-    assert (found.percent, found.full_at) == ("52%", None)
+    assert (found.percent, found.full_at_s) == ("52%", 0)
 
 
 # --- Which word counts ----------------------------------------------------------------
@@ -289,7 +300,7 @@ def test_fresh_word_that_says_nothing_hides_no_good_one(nothing: Any) -> None:
     found = reading(plug=(nothing, 0), plug2=("DISCONNECTED", 9), status=("NOCHARGING", 20))
     assert found.status == "unplugged"
     found = reading(minutes=(nothing, 0), remaining=("30", 5))
-    assert found.full_clock(NOW) == "20:25"
+    assert found.full_clock == "20:25"
 
 
 @pytest.mark.parametrize(
@@ -307,12 +318,12 @@ def test_fresh_word_that_says_nothing_hides_no_good_one(nothing: Any) -> None:
 def test_newer_minutes_count_if_they_are_of_this_charge(
     minutes: Any, remaining: Any, clock: str
 ) -> None:
-    assert reading(minutes=minutes, remaining=remaining).full_clock(NOW) == clock
+    assert reading(minutes=minutes, remaining=remaining).full_clock == clock
 
 
 def test_minutes_without_a_stamp_count_from_the_cars_last_word() -> None:
     found = reading(minutes=("140", None), plug=("CONNECTED", 10))
-    assert found.full_clock(NOW) == "22:10"
+    assert found.full_clock == "22:10"
 
 
 @pytest.mark.parametrize(
@@ -332,23 +343,33 @@ def test_reason_for_the_end_is_in_plain_words(word: Any, reason: str) -> None:
     assert reading(reason=(word, 5)).end_reason == reason
 
 
+AGES: dict[str, Any] = {
+    "header": ("52", 90),
+    "status": ("CHARGINGACTIVE", 70),
+    "plug": ("CONNECTED", 80),
+}
+
+
 @pytest.mark.parametrize(
     ("entries", "age"),
     [
-        ({"header": ("52", 90), "status": ("CHARGINGACTIVE", 70), "plug": ("CONNECTED", 80)}, 70),
-        ({"header": ("52", 65), "status": ("CHARGINGACTIVE", 70), "plug": ("CONNECTED", 80)}, 65),
-        ({"header": ("52", 90), "status": ("CHARGINGACTIVE", 70), "plug": ("CONNECTED", 9)}, 9),
-        ({"header": None, "displayed": ("5", 7), "status": None, "plug": None}, 7),
-        ({"header": ("52", None), "status": None, "plug": None}, None),
+        ({**AGES, "minutes": None}, 70),
+        ({**AGES, "header": ("52", 65), "minutes": None}, 65),
+        ({**AGES, "plug": ("CONNECTED", 9), "minutes": None}, 9),
+        ({**AGES, "minutes": ("140", 5)}, 5),
+        ({**AGES, "minutes": ("INVALID", 5)}, 70),
+        ({**AGES, "minutes": ("140", 5), "predicted": "40"}, 90),  # the car's own is shown
+        ({**AGES, "predicted": None, "minutes": None}, 90),
+        ({"header": None, "displayed": ("65", 7), "status": None, "plug": None}, 7),
+        ({"header": ("52", None), "status": None, "plug": None, "minutes": None}, None),
     ],
-    ids=["status", "charge", "plug", "displayed", "no-stamp"],
 )
-def test_report_is_as_old_as_the_cars_own_last_word(
+def test_report_is_as_old_as_the_charge_or_where_that_is_predicted_as_the_last_word(
     entries: dict[str, Any], age: float | None
 ) -> None:
     # BMW's own, the prediction and hvStatus, are always of now.
-    expected = None if age is None else NOW - timedelta(minutes=age)
-    assert reading(**entries).reported == expected
+    expected = 0 if age is None else NOW_S - age * MINUTE_S
+    assert reading(**entries).reported_s == expected
 
 
 # --- Single values --------------------------------------------------------------------
@@ -387,19 +408,25 @@ def test_a_number_from_0_to_100_is_a_charge(value: Any, charge: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "hour"),
+    ("value", "after_noon_s"),
     [
-        ("2026-08-18T14:16:36.000Z", 14),
-        ("2026-08-18T14:16:36+02:00", 12),
-        ("2026-08-18T14:16:36", 14),
+        ("2026-08-18T12:16:36.000Z", 996),
+        ("2026-08-18T12:16:36Z", 996),
+        ("2026-08-18T12:16:36.5Z", 996.5),
+        ("2026-08-18T12:16:36.1234567Z", 996.123456),
+        ("2026-08-18T14:16:36+02:00", 996),
+        ("2026-08-18T12:16:36", 996),
+        ("0001-01-01T00:00:00Z", None),
         ("0001-01-01T00:00:00+14:00", None),
         ("yesterday", None),
         (None, None),
+        ([1], None),
     ],
 )
-def test_time_stamps(value: Any, hour: int | None) -> None:
-    moment = i3charge.utc(value)
-    assert (moment and moment.hour) == hour
+def test_time_stamps(value: Any, after_noon_s: float | None) -> None:
+    noon_s = datetime(2026, 8, 18, 12, tzinfo=timezone.utc).timestamp()
+    expected = 0.0 if after_noon_s is None else noon_s + after_noon_s
+    assert i3charge.moment_s(value) == pytest.approx(expected, abs=1e-6)
 
 
 JSON = st.recursive(
@@ -417,10 +444,10 @@ DATA = st.dictionaries(st.sampled_from(i3charge.DESCRIPTORS[i3charge.FULL]), ENT
 
 @hypothesis.given(DATA)
 def test_any_answer_is_a_sane_reading_or_none(values: dict[str, Any]) -> None:
-    found = i3charge.reading_in(TelematicData(values, NOW))
+    found = i3charge.reading_in(TelematicData(values, NOW_S))
     if found:
         assert 0 <= found.charge <= 100
         assert found.status in get_args(i3charge.Status)
         assert found.source != "interpolated" or found.charge <= 99
-        assert i3charge.plain_line(found, NOW).isprintable()
-        json.loads(i3charge.json_line(found, NOW))
+        assert i3charge.plain_line(found).isprintable()
+        json.loads(i3charge.json_line(found))

@@ -1,8 +1,8 @@
-"""What is news in a row of readings, and when the next poll is due."""
+"""What is news in a row of readings, and when the next poll is due; see test_charge.py, too."""
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 import i3charge
 from i3charge import Memory, NoReading, Reading
 
-START = datetime(2026, 8, 18, 18, 0, tzinfo=timezone.utc)  # 20:00 in Amsterdam
+START_S = datetime(2026, 8, 18, 18, 0, tzinfo=timezone.utc).timestamp()  # 20:00 in Amsterdam
 VIN = "WBY00000000000000"
 
 
 class Night:
-    """Readings that come one after the other, at minutes since the start."""
+    """Readings that come one after the other, at minutes since the start.
+
+    The car itself says each charge, but where another `source` is given.
+    """
 
     def __init__(self, notify_at: float = 0, interval_s: float = 2400) -> None:
         self.memory = Memory("client", VIN)
@@ -38,8 +41,8 @@ class Night:
         self.start()
 
     @property
-    def now(self) -> datetime:
-        return START + timedelta(minutes=self.minute)
+    def now_s(self) -> float:
+        return START_S + self.minute * 60
 
     def take(
         self, minute: float, charge: float, status: Any = "charging", **more: Any
@@ -48,17 +51,20 @@ class Night:
         self.minute = minute
         left = more.pop("left", None)
         if left is not None:
-            more["full_at"] = self.now + timedelta(minutes=left)
+            more["full_at_s"] = self.now_s + left * 60
         if status == "unplugged":
             more.setdefault("plugged", False)
-        reading = Reading(charge, status, reported=self.now, **more)
-        self.reading = self.watch.with_standing_charge(reading)
-        return [f"{n.kind}: {n.message}" for n in self.watch.take(self.reading, self.now)]
+        if "source" not in more:
+            more = {"car_said": charge, "car_said_s": self.now_s, **more}
+        reading = Reading(charge, self.now_s, status, **more)
+        self.watch.forget(self.now_s)
+        self.reading = i3charge.held(reading, self.memory.last, self.memory.session)
+        return [f"{n.kind}: {n.message}" for n in self.watch.take(self.reading)]
 
     def next_poll_in(self) -> float:
         """In minutes, after a poll that took ten seconds."""
-        began_s = self.now.timestamp() - 10
-        return (self.watch.plan_next_poll(self.reading, began_s, self.now) - began_s) / 60
+        began_s = self.now_s - 10
+        return (self.watch.plan_next_poll(self.reading, began_s) - began_s) / 60
 
 
 @pytest.fixture
@@ -75,17 +81,6 @@ def night() -> Night:
 def test_started_is_told_with_the_charge_at_which_it_began(night: Night) -> None:
     assert night.take(10, 44, left=90) == ["started: Charging from 41%, full about 21:40"]
     assert night.take(20, 45) == []
-
-
-def test_started_names_the_cars_own_word_where_it_was_driven_before() -> None:
-    parked, arrived = START, START + timedelta(minutes=30)
-    night = Night()
-    night.take(0, 60, "unplugged", car_said=60, car_said_at=parked)
-    told = night.take(40, 45, source="BMW", car_said=41, car_said_at=arrived)
-    assert told == ["started: Charging from 41%"]
-    night.take(50, 62, "plugged in", source="BMW", car_said=41, car_said_at=arrived)
-    told = night.take(60, 63, source="BMW", car_said=41, car_said_at=arrived)
-    assert told == ["started: Charging from ~62%"]  # it was not driven since
 
 
 def test_first_reading_of_all_is_no_start() -> None:
@@ -128,7 +123,7 @@ def test_goal_is_told_when_it_is_passed() -> None:
     assert night.take(10, 51) == ["reached: 50% reached"]
     assert night.take(20, 49) == []
     assert night.take(30, 51) == []
-    night.take(40, 49, "unplugged")
+    assert night.take(40, 49, "unplugged") == ["stopped: Charging stopped at 49% (unplugged)"]
     assert night.take(50, 51, "unplugged") == []
 
 
@@ -209,14 +204,11 @@ def test_full_in_the_first_reading_is_no_news() -> None:
     assert night.take(10, 100, "full", plugged=True) == []
 
 
-def test_full_and_unplugged_is_told_once_and_frees_no_station(night: Night) -> None:
+def test_car_that_is_full_and_unplugged_frees_no_station(night: Night) -> None:
     night.take(10, 90)
     told = night.take(20, 100, "full", plugged=False)
     assert told == ["full: Fully charged: 41 → 100% in 10 min."]
     assert night.take(30, 100, "full", plugged=False) == []
-    assert night.take(40, 99, "unplugged") == []
-    assert night.take(50, 100, "full", plugged=False) == []
-    assert night.take(60, 100, "full", plugged=True) == []
 
 
 def test_charge_that_came_between_two_readings_has_no_summary(night: Night) -> None:
@@ -230,32 +222,6 @@ def test_summary_needs_a_beginning_that_was_seen() -> None:
     night = Night()
     night.take(0, 90)
     assert night.take(10, 100, "full", plugged=True) == [f"full: Fully charged. {FREE}"]
-
-
-# --- When a charge is over, and the next one another ------------------------------------
-
-
-def test_charge_is_over_when_the_plug_is_out_whatever_the_status(night: Night) -> None:
-    night.take(10, 90)
-    night.take(20, 100, "full", plugged=True)
-    night.take(30, 100, "full", plugged=False)
-    night.take(40, 99, "unplugged")
-    night.take(50, 99)
-    assert night.take(60, 100, "full", plugged=True)[0].startswith("full: ")
-
-
-def test_charge_that_fell_by_5_percent_is_followed_by_another(night: Night) -> None:
-    night.take(10, 90)
-    night.take(20, 100, "full", plugged=True)
-    night.take(30, 95, "charging")
-    assert night.take(40, 100, "full", plugged=True)[0].startswith("full: ")
-
-
-def test_charge_that_goes_on_at_100_percent_is_the_same(night: Night) -> None:
-    night.take(10, 90)
-    night.take(20, 100, "full", plugged=True)
-    night.take(30, 98, "charging")
-    assert night.take(40, 100, "full", plugged=True) == []
 
 
 @pytest.mark.parametrize(("hours", "told"), [(24.98, 1), (25.1, 1), (35.9, 1), (36.1, 0)])
@@ -283,9 +249,9 @@ def test_stopped_has_the_cars_reason_if_it_is_of_this_charge(
     night: Night, said_before_min: float, why: str
 ) -> None:
     night.take(10, 42)
-    said_at = START + timedelta(minutes=70 - said_before_min)
+    said_s = START_S + (70 - said_before_min) * 60
     (told,) = night.take(
-        70, 62, "plugged in", end_reason="the station lost power", end_reason_at=said_at
+        70, 62, "plugged in", end_reason="the station lost power", end_reason_s=said_s
     )
     assert f"({why})" in told
 
@@ -298,11 +264,15 @@ def test_reason_without_a_stamp_is_of_no_charge(night: Night) -> None:
 
 def test_end_of_which_the_car_says_nothing_new_is_of_now(night: Night) -> None:
     night.take(10, 42)
-    said = START + timedelta(minutes=10)
-    night.minute = 70
-    ended = Reading(62, "plugged in", reported=said)
-    (told,) = night.watch.take(ended, night.now)
-    assert told.message.endswith("41 → 62% in 1 h")
+    said_s = START_S + 600
+    (told,) = night.take(70, 42, "plugged in", car_said_s=said_s)
+    assert told.endswith("41 → 42% in 1 h")
+
+
+def test_moments_are_those_that_the_car_has_told(night: Night) -> None:
+    night.take(10, 42, status_s=START_S + 120)
+    (told,) = night.take(70, 62, "plugged in", status_s=START_S + 62 * 60, car_said_s=0)
+    assert told.endswith("in 1 h")
 
 
 # --- still ----------------------------------------------------------------------------
@@ -336,58 +306,23 @@ def test_still_is_not_told_of_a_car_that_was_away_in_between(night: Night) -> No
 # --- What is not known ----------------------------------------------------------------
 
 
-def test_unknown_status_is_no_evidence(night: Night) -> None:
-    night.take(10, 50)
-    assert night.take(20, 41, "unknown") == []
-    assert night.take(30, 51) == []
-    assert night.take(40, 55, "unknown") == ["step: 55% charged"]
-
-
-# A car without a prediction, before and after a smart tariff's pause.
-SAID: dict[str, Any] = {"car_said": 41, "car_said_at": START}
-RISEN: dict[str, Any] = {**SAID, "source": "interpolated"}
-
-
-def test_last_prediction_stands_over_a_pause_and_after_it(night: Night) -> None:
-    night.take(10, 80, left=60, **RISEN)
-    assert night.take(20, 41, "waiting", **SAID) == ["paused: Charging paused at ~80%"]
-    assert night.take(30, 41, "charging", **SAID) == []
-    assert night.reading.percent == "~80%"
-    night.take(40, 60, left=60, **RISEN)
-    assert night.reading.percent == "~80%"
-
-
-def test_last_prediction_ends_where_the_car_says_its_charge(night: Night) -> None:
-    night.take(10, 80, left=60, **RISEN)
-    said = START + timedelta(minutes=9)  # shown late, so before the last reading
-    assert night.take(20, 72, "waiting", car_said=72, car_said_at=said) == [
-        "paused: Charging paused at 72%"
-    ]
-
-
-def test_last_prediction_ends_where_bmw_predicts(night: Night) -> None:
-    night.take(10, 80, left=60, **RISEN)
-    night.take(20, 70, source="BMW", car_said=41, car_said_at=START)
-    assert night.reading.percent == "~70%"
-
-
 def test_silence_in_a_charge_is_told_once(night: Night) -> None:
     night.take(10, 62, source="BMW")
-    silent = [10 + minutes for minutes in (79, 80, 81)]
-    told = [night.watch.note_silence(START + timedelta(minutes=m)) for m in silent]
+    silent_s = [(10 + minutes) * 60 for minutes in (79, 80, 81)]
+    told = [night.watch.note_silence(START_S + s) for s in silent_s]
     assert [[n.message for n in news] for news in told] == [
         [],
         ["No word from BMW since 20:10 (~62%, charging)"],
         [],
     ]
     night.take(100, 70)
-    assert night.watch.note_silence(START + timedelta(minutes=180))
+    assert night.watch.note_silence(START_S + 180 * 60)
 
 
 @pytest.mark.parametrize("status", ["waiting"])
 def test_silence_outside_of_a_charge_is_no_news(night: Night, status: str) -> None:
     night.take(10, 62, status)
-    assert night.watch.note_silence(START + timedelta(hours=5)) == []
+    assert night.watch.note_silence(START_S + 5 * 3600) == []
 
 
 # --- The pace -------------------------------------------------------------------------
@@ -460,6 +395,17 @@ def test_polls_around_full_are_made_after_others_in_vain() -> None:
     assert paces(Night(), *sticking)[2:] == [40, 20, 12]
 
 
+@pytest.mark.parametrize(("spent", "minutes"), [(10, 20.6), (11, 40)])
+def test_step_is_not_sought_where_it_would_cost_a_regular_poll_later(
+    spent: int, minutes: float
+) -> None:
+    """48 are allowed in 24 hours. 36 are regular, and two are kept for the end of the charge."""
+    night = Night()
+    night.memory.requests_s = [START_S - 1] * spent
+    night.take(0, 60, left=160)
+    assert night.next_poll_in() == pytest.approx(minutes, abs=0.1)
+
+
 def test_creeping_estimate_does_not_drain_the_quota() -> None:
     night = Night()
     found = []
@@ -512,7 +458,7 @@ def test_in_any_night_news_is_told_once_a_charge_and_polls_keep_their_distance(
     for gap, charge, status, left, plugged in readings:
         minute += gap
         is_plugged = False if status == "unplugged" else plugged
-        if charge <= highest - 5 or is_plugged is False:
+        if charge <= highest - 3 or is_plugged is False:
             told, highest = [], charge  # it may be another charge
         highest = max(highest, charge)
         left = left if status == "charging" else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import parse_qs, quote
 
@@ -192,13 +192,13 @@ def test_answer_of_no_use_is_no_reading(
 
 def reading(charge: str, **attributes: str) -> Reading:
     door = i3charge.Portal(i3charge.Settings(), i3charge.Http())
-    found = door.reading_in({"chargingLevelHv": charge, **attributes}, NOW)
+    found = door.reading_in({"chargingLevelHv": charge, **attributes}, NOW.timestamp())
     assert found
-    return found
+    return i3charge.held(found, None, i3charge.ChargingSession())
 
 
 def test_recorded_car_that_charges_at_100_percent() -> None:
-    reported = datetime(2018, 2, 26, 7, 19, 59, tzinfo=timezone.utc)
+    reported_s = datetime(2018, 2, 26, 7, 19, 59, tzinfo=timezone.utc).timestamp()
     found = reading(
         "100.0",
         soc_hv_percent="93.8",
@@ -212,8 +212,9 @@ def test_recorded_car_that_charges_at_100_percent() -> None:
         updateTime="26.02.2018 07:19:59 UTC",
     )
     assert (found.percent, found.status, found.plugged) == ("100%", "charging", True)
-    assert (found.range, found.range_unit, found.reported) == (32, "km", reported)
-    assert found.full_at == reported + timedelta(minutes=10)
+    assert (found.range, found.range_unit, found.reported_s) == (32, "km", reported_s)
+    assert found.full_at_s == reported_s + 600
+    assert (found.status_s, found.plugged_s) == (0, 0)  # or each report were another plug
 
 
 @pytest.mark.parametrize(("charge", "status"), [("100.0", "full"), ("80.0", "unplugged")])
@@ -228,7 +229,7 @@ def test_recorded_car_that_is_unplugged(charge: str, status: str) -> None:
         unitOfLength="km",
         updateTime="27.02.2018 19:59:03 UTC",
     )
-    assert (found.status, found.plugged, found.full_at) == (status, False, None)
+    assert (found.status, found.plugged, found.full_at_s) == (status, False, 0)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +259,7 @@ def test_charge_is_shown_as_it_is_however_old() -> None:
         chargingTimeRemaining="90.0",
         updateTime="27.02.2018 19:00:00 UTC",
     )
-    assert (found.percent, found.full_at) == ("62%", NOW + timedelta(minutes=30))
+    assert (found.percent, found.full_at_s) == ("62%", NOW.timestamp() + 1800)
 
 
 @pytest.mark.parametrize("unit", ["mls", "km"])

@@ -95,7 +95,7 @@ def test_ntfy_gets_the_message_and_an_address_to_open(sender: Sender, ntfy: Reco
 
 def test_webhook_gets_all_fields(webhook: Recorder) -> None:
     sender = Sender(Memory(), webhook_url=webhook.url + "secret-hook")
-    reading = Reading(99.5, "full", source="BMW")
+    reading = Reading(99.5, status="full", source="BMW")
     sender.tell(FULL, News("error", "hello"))
     sender.tell(FULL, reading=reading)
     first, second, third = [json.loads(request.body) for request in webhook.accepted]
