@@ -299,6 +299,34 @@ def test_plug_whose_word_comes_late_is_that_of_the_charge_that_was_told() -> Non
     assert bmw.polled("03:20", plug="CONNECTED@01:20") == []
 
 
+def test_word_that_the_car_said_before_it_left_is_no_beginning_at_the_next_plug() -> None:
+    bmw = Bmw(plug="DISCONNECTED@05:20", status="NOCHARGING@05:00", header="60@05:00")
+    bmw.polled("05:30")
+    late: Words = {"status": "CHARGINGACTIVE@05:19"}
+    assert bmw.polled("09:40", plug="CONNECTED@09:30", **late) == []
+    assert bmw.polled("10:20") == []
+    assert bmw.line == "60% plugged in"
+    assert kinds(bmw.polled("11:10", status="CHARGINGACTIVE@11:00")) == ["started"]
+
+
+@pytest.mark.parametrize(
+    ("parked", "plugged", "message"),
+    [
+        ("60@17:55", "CONNECTED@18:00", "Charging from 60%"),
+        ("60@12:00", "CONNECTED@18:00", "Charging has begun"),  # it may have been driven since
+        ("100@12:00", "", "Charging has begun"),
+        ("60@12:00", "", "Charging from 60%"),
+    ],
+)
+def test_started_names_the_charge_only_where_it_is_of_now(
+    parked: str, plugged: str, message: str
+) -> None:
+    bmw = Bmw(status="NOCHARGING@11:00", header=parked, plug=plugged)
+    bmw.polled("17:58")
+    active: Words = {"status": "CHARGINGACTIVE@18:00", "minutes": "160@18:00"}
+    assert bmw.polled("18:10", **active) == [f"started: {message}, full about 20:40"]
+
+
 # --- The end of a charge ----------------------------------------------------------------
 
 
@@ -364,6 +392,38 @@ def test_end_near_full_waits_for_the_cars_word_an_hour_at_most() -> None:
     assert kinds(bmw.polled("20:31")) == ["stopped"]
 
 
+def test_100_percent_of_before_the_charge_is_not_its_end() -> None:
+    bmw = Bmw(status="NOCHARGING@06:00", header="100@06:00")
+    bmw.polled("06:10")
+    bmw.polled("08:10", status="CHARGINGACTIVE@08:00", minutes="160@08:00")
+    (news,) = bmw.polled("08:50", status="NOCHARGING@08:40")
+    assert news.startswith("stopped: ")
+
+
+def test_end_that_was_told_is_not_told_again_when_the_car_says_its_charge() -> None:
+    bmw = Bmw(plug="CONNECTED@17:00", status="CHARGINGACTIVE@17:00", header="60@17:00")
+    bmw.polled("19:00", predicted="70")
+    assert kinds(bmw.polled("19:40", status="CHARGINGENDED@19:30")) == ["stopped"]
+    assert bmw.polled("20:20", header="76@19:30", predicted="") == []
+
+
+def test_prediction_that_was_too_high_is_no_drive() -> None:
+    bmw = Bmw(plug="CONNECTED@17:00", status="CHARGINGACTIVE@17:00", header="60@17:00")
+    assert kinds(bmw.polled("19:00", predicted="97", minutes="125@17:00")) == ["soon"]
+    end: Words = {"status": "CHARGINGENDED@19:10", "header": "80@19:10", "predicted": ""}
+    assert kinds(bmw.polled("19:20", **end)) == ["stopped"]
+    bmw.polled("20:00", header="80@19:50")
+    again: Words = {"status": "CHARGINGACTIVE@20:10", "minutes": "9@20:10"}
+    assert kinds(bmw.polled("20:11", **again)) == ["started"]  # "soon" is told once a charge
+
+
+def test_charge_that_was_seen_only_in_a_pause_is_told_when_it_is_full(full: Bmw) -> None:
+    full.polled("03:10")  # "still"
+    full.polled("03:50", plug="CONNECTED@03:20", status="CHARGINGPAUSED@03:30", header="98@03:20")
+    end: Words = {"status": "CHARGINGENDED@04:10", "header": "100@04:10"}
+    assert kinds(full.polled("04:20", **end)) == ["full"]
+
+
 def test_status_that_sticks_ends_with_the_cars_own_100_percent() -> None:
     bmw = Bmw(plug="CONNECTED@17:00", status="CHARGINGACTIVE@17:00", header="60@17:00")
     bmw.polled("17:10")
@@ -386,6 +446,13 @@ def test_bmws_word_counts_where_it_is_new_in_a_long_charge() -> None:
     assert kinds(bmw.polled("19:40", hv_status=GOAL_WORD, predicted="99")) == ["full"]
     assert bmw.polled("20:20") == []
     assert bmw.line == "~99% full"
+
+
+def test_bmws_word_does_not_count_in_a_short_charge_for_it_lags() -> None:
+    bmw = Bmw(plug="CONNECTED@17:00", status="CHARGINGACTIVE@17:00", header="97@17:00")
+    bmw.polled("17:10", hv_status="CHARGING", predicted="98")
+    assert bmw.polled("17:50", hv_status=GOAL_WORD, predicted="99") == []
+    assert bmw.line == "~99% charging"
 
 
 def test_bmws_word_of_the_charge_before_does_not_make_the_next_one_full(full: Bmw) -> None:
