@@ -52,7 +52,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import (
@@ -464,6 +464,7 @@ class News:
     kind: Kind
     message: str
     click: str = ""  # an address that a tap opens
+    good_until_s: float = 0.0  # 0 for a day
 
 
 def clock_at(at_s: float) -> str:
@@ -542,15 +543,12 @@ def printable(value: object, hidden: Iterable[str]) -> str:
 # --- Memory: what outlasts the program ------------------------------------------------
 @dataclass
 class SignIn:
-    """What BMW has given for the client id, and how far the owner has been asked."""
+    """What BMW has given for the client id. A refresh token tells that it has worked."""
 
     access_token: str = ""
     expires_s: float = 0.0  # when the access token does
-    refresh_token: str = ""
+    refresh_token: str = ""  # good for two weeks, and for one use
     refusals: int = 0  # of the refresh token, in a row
-    has_worked: bool = False  # ever, with this client id
-    outage_told: bool = False  # that BMW refuses what has worked
-    owner_told_s: float = 0.0  # when the owner was last told to sign in
 
 
 @dataclass
@@ -560,7 +558,6 @@ class Container:
     id: str = ""
     purpose: str = ""  # names its descriptors
     next_search_s: float = 0.0  # before which none is sought
-    next_full_try_s: float = 0.0  # when a full one is tried; 0 for never
 
 
 @dataclass
@@ -589,15 +586,23 @@ class ChargingSession:
 class Message:
     """A piece of news that one address has yet to take."""
 
-    address: str = ""  # the name of the setting that holds it
-    summary: str = ""  # for the log
-    body: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
+    address: str  # the name of the setting that holds it
+    news: News
+    charge: float | None = None  # at that moment, as the two below
+    predicted: bool | None = None
+    status: Status | None = None
     made_s: float = 0.0
     next_try_s: float = 0.0  # when it is due
-    refusals: int = 0  # by the address
     unanswered: int = 0  # times that it was sent, and may have been taken
-    problem: str = ""  # what was last said of it
+
+    @property
+    def good_until_s(self) -> float:
+        return self.news.good_until_s or self.made_s + A_DAY_S
+
+    @property
+    def summary(self) -> str:
+        """On one line, for the log."""
+        return " ".join(self.news.message.split())
 
 
 @dataclass
@@ -612,7 +617,7 @@ class Memory:
     last: Reading | None = None
     last_s: float = 0.0  # when it was taken
     session: ChargingSession = field(default_factory=ChargingSession)
-    silence_told: bool = False  # that no reading has come since
+    told_s: dict[str, float] = field(default_factory=dict)  # when, of which trouble
     outbox: list[Message] = field(default_factory=list)
 
     path: Path | None = None  # without one, nothing is kept
@@ -709,18 +714,24 @@ def memory_in(kept: object) -> Memory:
     if number(last.get("charge"), most=100) is not None:
         memory.last = record_in(last, Reading)
     messages = kept.get("outbox")
-    for message in messages if isinstance(messages, list) else []:
-        memory.outbox.append(record_in(message, Message))
+    for each in messages if isinstance(messages, list) else []:
+        news = dict_or_empty(dict_or_empty(each).get("news"))
+        if is_text(news.get("message")) and news.get("kind") in get_args(Kind):
+            message = record_in(each, Message, news=record_in(news, News))
+            memory.outbox.append(message)
     return memory
 
 
 Record = TypeVar("Record", bound="DataclassInstance")
 
 
-def record_in(kept: object, kind: type[Record]) -> Record:
-    """A dataclass with what was kept of it; what does not fit gets its default."""
+def record_in(kept: object, kind: type[Record], **parts: object) -> Record:
+    """A dataclass with what was kept of it; what does not fit gets its default.
+
+    `parts` are of it, too: those that are records themselves.
+    """
     values = dict_or_empty(kept)
-    fitting = {}
+    fitting = parts
     for each in dataclasses.fields(kind):
         fits = FITS.get(str(each.type))
         if fits and fits(values.get(each.name)):
@@ -742,17 +753,22 @@ def is_list_of(fits: Callable[[object], bool], value: object) -> bool:
     return isinstance(value, list) and all(map(fits, value))
 
 
+def is_dict_of_numbers(value: object) -> bool:
+    return isinstance(value, dict) and all(map(is_number, value.values()))
+
+
 # Whether a kept value can stand in a field, by the field's annotation.
 FITS: dict[str, Callable[[object], bool]] = {
     "str": is_text,
     "int": lambda value: isinstance(value, int) and is_number(value),
     "float": is_number,
     "float | None": lambda value: value is None or is_number(value),
-    "bool": lambda value: isinstance(value, bool),
     "bool | None": lambda value: value is None or isinstance(value, bool),
     "list[str]": lambda value: is_list_of(is_text, value),
     "list[float]": lambda value: is_list_of(is_number, value),
-    "dict[str, str]": lambda value: isinstance(value, dict),
+    "dict[str, float]": is_dict_of_numbers,
+    "Kind": lambda value: value in get_args(Kind),
+    "Status | None": lambda value: value is None or value in get_args(Status),
     "Status": lambda value: value in get_args(Status),
     "Source": lambda value: value in get_args(Source),
 }
@@ -789,27 +805,14 @@ def lock_memory(path: Path) -> IO[str] | None:
 
 # --- One request, one answer or one error ---------------------------------------------
 class NoReading(Exception):
-    """There is no reading this time; the loop goes on.
-
-    `why` is for the log; "" where there is nothing new to say, or the news says it.
-    """
+    """There is no reading this time; the loop goes on. Its text is for the log."""
 
     def __init__(
-        self,
-        why: str,
-        *,
-        wait_s: float | None = None,
-        was_sent: bool = True,
-        news: News | None = None,
+        self, why: str, *, wait_s: float | None = None, news: News | None = None
     ) -> None:
         super().__init__(why)
         self.wait_s = wait_s  # to the next try; None where it has failed: ever longer
-        self.was_sent = was_sent  # to BMW, whom it has cost a request
-        self.news = news  # to tell the owner, beside the log
-
-
-class NoAnswer(NoReading):
-    """A request has failed on its way, or has not been answered in time."""
+        self.news = news  # for the owner, who has perhaps heard of it before
 
 
 class Refusal(NoReading):
@@ -829,6 +832,14 @@ class WaitingForOwner(NoReading):
 
 class SignInRefused(Exception):
     """Only the owner can mend it, and asking again could lock the account: the end."""
+
+
+class NoAnswer(Exception):
+    """A request has not left this computer, or nothing has come back."""
+
+    def __init__(self, why: str, *, was_sent: bool) -> None:
+        super().__init__(why)
+        self.was_sent = was_sent  # the other side may have read it
 
 
 @dataclass(frozen=True)
@@ -873,7 +884,7 @@ class Request:
     method: str
     url: str
     auth: BearerToken | None = None  # None: a password may stand in the address
-    headers: Mapping[str, str] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] | None = None
     form: Mapping[str, str] | None = None
     json: Mapping[str, Any] | None = None
@@ -881,63 +892,51 @@ class Request:
     timeout_s: tuple[float, float] = (10.0, 30.0)  # to connect, and between two reads
 
 
-class Http:
-    """Sends one request at a time, over one kept connection a host."""
+BODY_LIMIT_BYTES = 1 << 20  # the recorded answers have some 4,000
+EACH_REQUESTS_HEADERS = {
+    "User-Agent": f"i3charge/{__version__}",
+    # Compressed, a small body could become a huge one in memory.
+    "Accept-Encoding": "identity",
+}
 
-    BODY_LIMIT_BYTES = 1 << 20  # the recorded answers have some 4,000
-    KEPT_S = 90.0  # a router may have forgotten a connection that was idle for longer
 
-    def __init__(self) -> None:
-        self._session = requests.Session()
-        self._session.headers["User-Agent"] = f"i3charge/{__version__}"
-        # Compressed, a small body could become a huge one in memory.
-        self._session.headers["Accept-Encoding"] = "identity"
-        self._last_request_s: dict[str, float] = {}  # by its host
+def send(request: Request) -> HttpAnswer:
+    """Send a request over a connection of its own. NoAnswer where none comes back."""
+    host = urlsplit(request.url).hostname or ""
+    try:
+        with requests.request(
+            request.method,
+            request.url,
+            auth=request.auth,
+            headers={**EACH_REQUESTS_HEADERS, **request.headers},
+            params=request.query,
+            data=request.form or request.body,
+            json=request.json,
+            timeout=request.timeout_s,
+            # No proxy leads back to this computer.
+            proxies={"no_proxy": "*"} if is_loopback(request.url) else None,
+            allow_redirects=False,
+            stream=True,
+        ) as response:
+            body = read_body(response)
+    except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
+        # The text of these errors holds the address. A malformed Location is a
+        # ValueError, although redirects are not followed.
+        why = f"no answer from {host} when asked for {request.what}"
+        kind = type(error).__name__
+        raise NoAnswer(f"{why} ({kind})", was_sent=was_sent(error)) from None
 
-    def send(self, request: Request) -> HttpAnswer:
-        """Raises NoAnswer where none comes."""
-        what = request.what
-        host = urlsplit(request.url).hostname or ""
-        self._close_idle(host)
-        try:
-            with self._session.request(
-                request.method,
-                request.url,
-                auth=request.auth,
-                headers=request.headers,
-                params=request.query,
-                data=request.form or request.body,
-                json=request.json,
-                timeout=request.timeout_s,
-                # No proxy leads back to this computer.
-                proxies={"no_proxy": "*"} if is_loopback(request.url) else None,
-                allow_redirects=False,
-                stream=True,
-            ) as response:
-                body = self._read(response)
-        except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
-            # The text of these errors holds the address. A malformed Location is a
-            # ValueError, although redirects are not followed.
-            kind = type(error).__name__
-            why = f"no answer from {host} when asked for {what} ({kind})"
-            raise NoAnswer(why, was_sent=was_sent(error)) from None
+    status = response.status_code
+    logger.debug("asked %s for %s: HTTP %d", host, request.what, status)
+    return HttpAnswer(request.what, host, status, response.headers, body)
 
-        status = response.status_code
-        logger.debug("asked %s for %s: HTTP %d", host, what, status)
-        return HttpAnswer(what, host, status, response.headers, body)
 
-    def _close_idle(self, host: str) -> None:
-        now_s = time.time()
-        if now_s - self._last_request_s.get(host, now_s) > self.KEPT_S:
-            self._session.close()
-        self._last_request_s[host] = now_s
-
-    def _read(self, response: requests.Response) -> bytes:
-        """The body, up to a limit; nothing where it breaks off, for its status counts."""
-        body: bytes = b""
-        with suppress(OSError, urllib3.exceptions.HTTPError):
-            body = response.raw.read(self.BODY_LIMIT_BYTES)
-        return body
+def read_body(response: requests.Response) -> bytes:
+    """The body, up to a limit; nothing where it breaks off, for its status counts."""
+    body: bytes = b""
+    with suppress(OSError, urllib3.exceptions.HTTPError):
+        body = response.raw.read(BODY_LIMIT_BYTES)
+    return body
 
 
 NEVER_CONNECTED = (
@@ -971,6 +970,17 @@ def log_values(values: Mapping[str, object], vin: str) -> None:
 # --- CarData: the sign-in -------------------------------------------------------------
 SUBSCRIBE = "subscribe the client id to the CarData API"
 SUBSCRIBE_IN_PORTAL = f"{SUBSCRIBE} in the My BMW portal"
+NOT_CONFIRMED = "nobody has confirmed the code; a new start gives another at once"
+CODE_REFUSED = "a code was refused"  # as a trouble that is told
+
+# Of OAuth, as RFC 8628 has them
+PENDING = "authorization_pending"
+SLOW_DOWN = "slow_down"
+EXPIRED = "expired_token"
+DECLINED = "access_denied"
+OAUTH_REFUSALS = (400, 401, 403)  # as the status of an answer
+# A fault of BMW's, after the owner has confirmed: the code is used up.
+CODE_USED_UP = b"keymanagement.service.invalid_access_token"
 
 
 @dataclass
@@ -982,9 +992,7 @@ class DeviceCode:
     address: str  # to open
     verifier: str  # RFC 7636
     interval_s: float  # between two questions whether it is confirmed
-    shown_s: float  # time.time()
-    expires_s: float  # time.time()
-    had_fault: bool = False  # at BMW, after which it can refuse a good code
+    expires_s: float
 
 
 class CarDataSignIn:
@@ -992,34 +1000,25 @@ class CarDataSignIn:
 
     SCOPE = "authenticate_user openid cardata:api:read"
     DEVICE_CODE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
-    # A fault of BMW's, after the owner has confirmed: the code is used up.
-    USED_UP = b"keymanagement.service.invalid_access_token"
 
     TIMEOUT_S = (5.0, 10.0)  # for so long, about, a Ctrl-C can be held back
     RENEW_BEFORE_S = 60.0
-    CODES_IN_A_ROW = 3
-    PAUSE_AFTER_CODES_S = 30 * A_MINUTE_S  # from one code to the next, after those
-    OUTAGE_PAUSE_S = 30 * A_MINUTE_S
-    TELL_AGAIN_S = A_DAY_S
 
     def __init__(
-        self, settings: Settings, http: Http, memory: Memory, *, may_ask_owner: bool
+        self, settings: Settings, memory: Memory, *, may_ask_owner: bool
     ) -> None:
         self._url = settings.cardata_auth_url.rstrip("/")
         self._client_id = settings.client_id
-        self._http = http
         self._memory = memory
         self._kept = memory.sign_in
         self._may_ask_owner = may_ask_owner  # to confirm a code
-        self._code: DeviceCode | None = None  # the last that the owner was shown
-        self._codes = 0  # that were shown in a row
-        self._is_disk_told = False  # the owner knows that it cannot keep a sign-in
+        self._code: DeviceCode | None = None  # that the owner was shown
 
     def access_token(self) -> str:
         """Get a good one. NoReading while there is none, SignInRefused if never."""
-        if self._is_good():
+        if time.time() < self._kept.expires_s - self.RENEW_BEFORE_S:
             return self._kept.access_token
-        if self._code and time.time() < self._code.expires_s:
+        if self._code:
             self._redeem(self._code)
         else:
             self._renew_or_ask()
@@ -1040,16 +1039,14 @@ class CarDataSignIn:
 
     # The tokens
 
-    def _is_good(self) -> bool:
-        return time.time() < self._kept.expires_s - self.RENEW_BEFORE_S
-
     def _renew_or_ask(self) -> None:
         # Before each new code the old token is tried, for BMW has refused good ones
         # while it was out of order.
         if self._kept.refresh_token and self._renew():
             return
         if not self._may_ask_owner:
-            self._raise_start_by_hand_is_needed()
+            why = "CarData needs a sign-in: run i3charge.py by hand, without --once"
+            raise NoReading(why, news=News("sign-in", why))
         self._ask_owner()
 
     def _renew(self) -> bool:
@@ -1059,8 +1056,10 @@ class CarDataSignIn:
         kept.
         """
         if not self._memory.save():
-            self._raise_disk_is_full()
-        self._is_disk_told = False
+            why = "the sign-in is not renewed, for the disk could not keep the new one"
+            message = f"No readings until the disk works again: {why}"
+            raise NoReading(why, news=News("error", message))
+
         token = self._kept.refresh_token
         form = {"grant_type": "refresh_token", "refresh_token": token}
         with signals_held_back():
@@ -1068,7 +1067,7 @@ class CarDataSignIn:
             if has_tokens(answer):
                 self._keep_tokens(answer)
                 return True
-        if not is_oauth_error(answer):
+        if not oauth_error(answer):
             raise NoReading(answer.failure())
 
         self._kept.refusals += 1
@@ -1087,60 +1086,27 @@ class CarDataSignIn:
         lifetime_s = number(said.get("expires_in"), most=1e6) or 3599.0
         kept.expires_s = time.time() + lifetime_s
         kept.refusals = 0
-        kept.has_worked = True
-        kept.outage_told = False
-        kept.owner_told_s = 0.0
         self._code = None
-        self._codes = 0
+        for trouble in ("sign-in", CODE_REFUSED):
+            self._memory.told_s.pop(trouble, None)
         self._memory.save()
-
-    def _raise_disk_is_full(self) -> NoReturn:
-        why = "the sign-in is not renewed, for the disk could not keep the new one"
-        if self._is_disk_told:
-            raise NoReading(why)
-        self._is_disk_told = True
-        message = f"No readings until the disk works again: {why}"
-        raise NoReading("", news=News("error", message))
 
     # The code that the owner is to confirm
 
-    def _raise_start_by_hand_is_needed(self) -> NoReturn:
-        why = "CarData needs a sign-in: run i3charge.py once by hand, without --once"
-        raise NoReading(why, news=self._note_telling(why))
-
     def _ask_owner(self) -> NoReturn:
         """Raises WaitingForOwner, with a new code for the owner."""
-        self._pause_after_codes_in_vain()
         code = self._new_code()
         self._code = code
-        self._codes += 1
         lines = [
             "Sign in at BMW: open",
             code.address,
             "and confirm the code",
             code.user_code,
-            f"It is good for {duration(code.expires_s - code.shown_s)}.",
+            f"It is good until {clock_at(code.expires_s)}.",
         ]
         message = "\n".join(lines)
-        news = self._note_telling(message, click=code.address)
+        news = News("sign-in", message, code.address, good_until_s=code.expires_s)
         raise WaitingForOwner(message, wait_s=code.interval_s, news=news)
-
-    def _note_telling(self, message: str, click: str = "") -> News | None:
-        """Tell the owner of the first code, and then of one a day."""
-        since_s = time.time() - self._kept.owner_told_s
-        if 0 <= since_s < self.TELL_AGAIN_S:
-            return None
-        self._kept.owner_told_s = time.time()
-        return News("sign-in", message, click)
-
-    def _pause_after_codes_in_vain(self) -> None:
-        if not self._code or self._codes < self.CODES_IN_A_ROW:
-            return
-        wait_s = self._code.shown_s + self.PAUSE_AFTER_CODES_S - time.time()
-        if 0 < wait_s <= self.PAUSE_AFTER_CODES_S:
-            next_code = f"the next code comes in {duration(wait_s)}"
-            why = f"Nobody has signed in: {next_code}, a new start gives one at once"
-            raise WaitingForOwner(why, wait_s=wait_s)
 
     def _new_code(self) -> DeviceCode:
         verifier, challenge = verifier_and_challenge()
@@ -1153,28 +1119,40 @@ class CarDataSignIn:
         answer = self._post("a sign-in", "device/code", form)
         if answer.status == 403:
             why = f"BMW does not let this client id in yet: {SUBSCRIBE_IN_PORTAL}"
-            wait_s = self.OUTAGE_PAUSE_S if self._kept.has_worked else A_MINUTE_S
-            raise NoReading(why, wait_s=wait_s)
-        if is_oauth_error(answer):
-            self._raise_sign_in_is_refused(answer)
+            raise NoReading(why)
+        if oauth_error(answer):
+            self._raise_client_id_is_refused(oauth_error(answer))
 
         code = device_code_in(answer.json(), verifier)
         if not code:
             raise NoReading(answer.failure())
         return code
 
+    def _raise_client_id_is_refused(self, error: str) -> NoReturn:
+        """What has worked once is worth trying again, but the owner should know.
+
+        BMW has refused good client ids while it was out of order, and deleted some.
+        """
+        said = printable(error, self.secret_words())
+        refused = f"BMW refuses the sign-in ({said})"
+        if not self._kept.refresh_token:
+            advice = f"check CARDATA_CLIENT_ID, {SUBSCRIBE}, and start again"
+            raise SignInRefused(f"{refused}: {advice}")
+        why = "it is out of order, or has deleted the client id"
+        message = f"{refused}: {why}; then make a new one in the portal"
+        raise NoReading(message, news=News("error", message))
+
     def _redeem(self, code: DeviceCode) -> None:
         """Ask whether the owner has confirmed. Returns when BMW has given tokens."""
+        if time.time() > code.expires_s:
+            self._raise_code_is_over(NOT_CONFIRMED)
         form = {
             "grant_type": self.DEVICE_CODE_GRANT,
             "device_code": code.device_code,
             "code_verifier": code.verifier,
         }
         with signals_held_back():
-            try:
-                answer = self._post("the tokens", "token", form)
-            except NoAnswer as problem:
-                self._raise_fault(code, str(problem))
+            answer = self._post("the tokens", "token", form)
             if has_tokens(answer):
                 self._keep_tokens(answer)
                 logger.info("signed in at BMW")
@@ -1183,70 +1161,41 @@ class CarDataSignIn:
 
     def _go_on_waiting(self, code: DeviceCode, answer: HttpAnswer) -> NoReturn:
         """Raises what says why there are no tokens for a code yet, and how to go on."""
-        if self._is_used_up(code, answer):
-            self._raise_code_is_used_up()
+        if CODE_USED_UP in answer.body:
+            self._raise_code_is_refused("BMW has failed over this code")
         if answer.status not in OAUTH_REFUSALS:
-            self._raise_fault(code, answer.failure())
+            raise NoReading(answer.failure())  # the code may still be good
 
         # BMW has left the error out, too, while the owner had not confirmed.
-        error = answer.json().get("error") or "authorization_pending"
-        if error == "expired_token":
-            code.expires_s = 0.0
-            raise WaitingForOwner("", wait_s=0.0)
-        if error == "slow_down":
+        error = oauth_error(answer) or PENDING
+        if error == SLOW_DOWN:
             code.interval_s += 5  # RFC 8628, 3.5
-        elif error != "authorization_pending":
-            self._code = None
-            self._raise_sign_in_is_refused(answer)
-        raise WaitingForOwner("", wait_s=code.interval_s)
+        if error in (PENDING, SLOW_DOWN):
+            raise WaitingForOwner("", wait_s=code.interval_s)
+        if error == EXPIRED:
+            self._raise_code_is_over(NOT_CONFIRMED)
+        if error == DECLINED:
+            why = "the sign-in was declined, or BMW has failed over this code"
+            self._raise_code_is_refused(why)
+        said = printable(error, self.secret_words())
+        self._raise_code_is_refused(f"BMW has failed over this code ({said})")
 
-    # What goes wrong
+    def _raise_code_is_refused(self, why: str) -> NoReturn:
+        """The next code can work. The owner, who believes it is done, is told of it.
 
-    def _is_used_up(self, code: DeviceCode, answer: HttpAnswer) -> bool:
-        """Whether the code is of no use any more, although it was perhaps confirmed."""
-        if self.USED_UP in answer.body:
-            return True
-        if not is_oauth_error(answer):
-            return False
-        error = answer.json()["error"]
-        return error == "invalid_grant" or (error == "access_denied" and code.had_fault)
-
-    def _raise_fault(self, code: DeviceCode, why: str) -> NoReturn:
-        """The code may still be good; it is asked for a little slower."""
-        code.had_fault = True
-        code.interval_s += 5
-        raise NoReading(why, wait_s=code.interval_s)
-
-    def _raise_code_is_used_up(self) -> NoReturn:
-        """The next code can work. The owner, who believes it is done, is told of it."""
-        self._code = None
-        self._codes = 0
-        self._kept.owner_told_s = 0.0
-        advice = "confirm the next one in a private window without an ad blocker"
-        why = f"BMW has failed over this code: {advice}"
-        raise NoReading(why, wait_s=A_MINUTE_S)
-
-    def _raise_sign_in_is_refused(self, answer: HttpAnswer) -> NoReturn:
-        """BMW refuses the client id, or the owner has declined.
-
-        What has worked once is worth trying again, for BMW has refused good client
-        ids while it was out of order. It has also deleted some.
+        That is once an hour at the most, for BMW can refuse all codes of a night.
         """
-        error = printable(answer.json().get("error"), self.secret_words())
-        refused = f"BMW refuses the sign-in ({error})"
-        if not self._kept.has_worked:
-            advice = f"check CARDATA_CLIENT_ID, {SUBSCRIBE}, and start again"
-            if error == "access_denied":
-                advice = (
-                    "it was declined, or BMW has failed; start again for a new code"
-                )
-            raise SignInRefused(f"{refused}: {advice}")
-        if self._kept.outage_told:
-            raise NoReading(refused, wait_s=self.OUTAGE_PAUSE_S)
-        self._kept.outage_told = True
-        why = "it is out of order, or has deleted the client id"
-        message = f"{refused}: {why}; then make a new one in the portal"
-        raise NoReading("", wait_s=self.OUTAGE_PAUSE_S, news=News("error", message))
+        told_s = self._memory.told_s
+        if time.time() - told_s.get(CODE_REFUSED, 0.0) >= AN_HOUR_S:
+            told_s[CODE_REFUSED] = time.time()
+            told_s.pop("sign-in", None)
+        advice = "confirm the next one in a private window without an ad blocker"
+        self._raise_code_is_over(f"{why}: {advice}")
+
+    def _raise_code_is_over(self, why: str) -> NoReturn:
+        """Another follows, but after a pause, for nobody may be there to confirm it."""
+        self._code = None
+        raise WaitingForOwner(why)
 
     # One request
 
@@ -1259,7 +1208,7 @@ class CarDataSignIn:
             form={"client_id": self._client_id, **form},
             timeout_s=self.TIMEOUT_S,
         )
-        return self._http.send(request)
+        return send(request)
 
 
 def verifier_and_challenge() -> tuple[str, str]:
@@ -1286,21 +1235,19 @@ def device_code_in(said: Mapping[str, Any], verifier: str) -> DeviceCode | None:
         address,
         verifier,
         interval_s=number(said.get("interval"), most=300) or 5.0,  # RFC 8628, 3.2
-        shown_s=time.time(),
         expires_s=time.time() + lifetime_s,
     )
-
-
-OAUTH_REFUSALS = (400, 401, 403)  # as the status of an answer
 
 
 def has_tokens(answer: HttpAnswer) -> bool:
     return answer.status == 200 and is_token(answer.json().get("access_token"))
 
 
-def is_oauth_error(answer: HttpAnswer) -> bool:
-    """Whether OAuth itself has refused, for BMW's gateway knows nothing of tokens."""
-    return answer.status in OAUTH_REFUSALS and "error" in answer.json()
+def oauth_error(answer: HttpAnswer) -> str:
+    """The word of OAuth itself; "" where it is BMW's gateway that has refused."""
+    if answer.status not in OAUTH_REFUSALS:
+        return ""
+    return text_or_empty(answer.json().get("error"))
 
 
 @contextmanager
@@ -1373,10 +1320,9 @@ class CarDataApi:
     """Sends one request to CarData, with a good token, and within what BMW allows."""
 
     def __init__(
-        self, settings: Settings, http: Http, memory: Memory, sign_in: CarDataSignIn
+        self, settings: Settings, memory: Memory, sign_in: CarDataSignIn
     ) -> None:
         self._vin = settings.vin
-        self._http = http
         self._memory = memory
         self._sign_in = sign_in
 
@@ -1396,7 +1342,7 @@ class CarDataApi:
         signed = dataclasses.replace(request, auth=token, headers=headers)
         self._count_request()
         try:
-            return self._http.send(signed)
+            return send(signed)
         except NoAnswer as problem:
             if not problem.was_sent:
                 self._memory.requests_s.pop()  # the loop saves that
@@ -1420,7 +1366,7 @@ class CarDataApi:
         if code == WRONG_SCOPE:
             self._sign_in.forget_tokens()
             why = f"this sign-in is not for CarData: {SUBSCRIBE_IN_PORTAL}"
-            raise NoReading(why, wait_s=A_MINUTE_S)
+            raise NoReading(why)
         if code == QUOTA_USED_UP or answer.status == 429:
             why = "BMW says that CarData's 50 requests a day are used up"
             # They come back at 00:00 UTC, or one by one after 24 hours.
@@ -1482,27 +1428,22 @@ class CarData:
     name = "CarData"
 
     SEARCH_PAUSE_S = AN_HOUR_S
-    REFUSED_PAUSE_S = 6 * AN_HOUR_S
-    FULL_TRY_PAUSE_S = A_DAY_S
 
     def __init__(
-        self, settings: Settings, http: Http, memory: Memory, *, may_ask_owner: bool
+        self, settings: Settings, memory: Memory, *, may_ask_owner: bool
     ) -> None:
         self._url = settings.cardata_url.rstrip("/") + "/customers"
         self._vin = settings.vin
         self._memory = memory
-        self._sign_in = CarDataSignIn(
-            settings, http, memory, may_ask_owner=may_ask_owner
-        )
-        self._api = CarDataApi(settings, http, memory, self._sign_in)
+        self._sign_in = CarDataSignIn(settings, memory, may_ask_owner=may_ask_owner)
+        self._api = CarDataApi(settings, memory, self._sign_in)
         # A start by hand seeks a container at once, whatever has been refused before.
         self._is_start_by_hand = may_ask_owner
 
     def poll(self) -> Reading:
-        """Ask BMW once. NoReading if there is none now, SignInRefused if never."""
-        # First, for a sign-in that is missing must not count as a search or a try.
+        """Ask BMW once. NoReading or NoAnswer if not now, SignInRefused if never."""
+        # First, for a sign-in that is missing must not count as a search.
         self._sign_in.access_token()
-        self._try_full_container()
         container_id = self._container_id()
         try:
             return self._read(container_id)
@@ -1530,7 +1471,8 @@ class CarData:
 
     def _container_id(self) -> str:
         container = self._memory.container
-        if container.id and container.purpose in DESCRIPTORS:
+        is_good = container.purpose == FULL or not self._is_start_by_hand
+        if container.id and container.purpose in DESCRIPTORS and is_good:
             return container.id
         if not self._may_search():
             wait_s = container.next_search_s - time.time()
@@ -1538,31 +1480,26 @@ class CarData:
         return self._find_container()
 
     def _may_search(self) -> bool:
-        if self._is_start_by_hand:
-            return True
         wait_s = self._memory.container.next_search_s - time.time()
-        return not 0 < wait_s <= self.REFUSED_PAUSE_S
+        return self._is_start_by_hand or not 0 < wait_s <= self.SEARCH_PAUSE_S
 
     def _find_container(self, lost: str = "") -> str:
-        """Find a container of ours that BMW knows, or make one.
+        """Find a full container of ours that BMW knows, or make one.
 
-        A search counts as a try whatever BMW answers, for it has refused its list of
-        containers as well: at most one an hour.
+        That is tried once an hour, whatever BMW answers and also after a success, for it
+        has lost containers again and again, and refused the list of them, too.
         """
         self._is_start_by_hand = False
         container = self._memory.container
         container.next_search_s = time.time() + self.SEARCH_PAUSE_S
         try:
             ours = self._containers_but(lost)
-            for purpose in DESCRIPTORS:
-                if purpose in ours:
-                    return self._use(ours[purpose], purpose, may_be_better=True)
+            if FULL in ours:
+                return self._use(ours[FULL], FULL)
             return self._make_container(ours)
         except Refusal as refusal:
-            pause_s = self._search_pause_s(refusal)
-            container.next_search_s = time.time() + pause_s
-            if pause_s and refusal.wait_s is None:
-                refusal.wait_s = pause_s
+            if refusal.wait_s is None:
+                refusal.wait_s = self.SEARCH_PAUSE_S
             raise
         except NoAnswer as problem:
             if not problem.was_sent:
@@ -1571,13 +1508,6 @@ class CarData:
         except NoReading:  # of the sign-in or the quota, which says when to go on
             container.next_search_s = 0.0
             raise
-
-    def _search_pause_s(self, refusal: Refusal) -> float:
-        if refusal.code == NOT_SUBSCRIBED:
-            return 0.0  # only the interval, for the owner can mend it at any moment
-        if refusal.code in (DESCRIPTOR_REFUSED, TOO_MANY_CONTAINERS):
-            return self.REFUSED_PAUSE_S
-        return self.SEARCH_PAUSE_S
 
     def _containers_but(self, lost: str) -> dict[str, str]:
         """The ids of our containers that are in use, by their purpose."""
@@ -1594,19 +1524,21 @@ class CarData:
         return ours
 
     def _make_container(self, ours: Mapping[str, str]) -> str:
+        """A full one, or where BMW refuses that, a small one or what there is."""
         try:
             return self._use(self._post_container(FULL), FULL)
         except Refusal as refusal:
-            if refusal.code == TOO_MANY_CONTAINERS and ours:
-                # What an older one has is better than nothing, and ends the search.
-                older, *_ = ours.values()
-                return self._use(older, FULL)
+            is_too_many = refusal.code == TOO_MANY_CONTAINERS and bool(ours)
             # BMW has answered 5xx to a descriptor that it did not know, too.
-            is_out_of_order = refusal.status >= 500
-            if refusal.code != DESCRIPTOR_REFUSED and not is_out_of_order:
+            is_descriptor = refusal.code == DESCRIPTOR_REFUSED or refusal.status >= 500
+            if not is_too_many and not is_descriptor:
                 raise
-        small = self._post_container(SMALL)
-        return self._use(small, SMALL, may_be_better=is_out_of_order)
+        if SMALL in ours:
+            return self._use(ours[SMALL], SMALL)
+        if is_too_many:
+            older, *_ = ours.values()
+            return self._use(older, SMALL)
+        return self._use(self._post_container(SMALL), SMALL)
 
     def _post_container(self, purpose: str) -> str:
         asked = {
@@ -1622,31 +1554,10 @@ class CarData:
             raise Refusal(why, status=200, code="")
         return container_id
 
-    def _use(
-        self, container_id: str, purpose: str, *, may_be_better: bool = False
-    ) -> str:
-        """Note the container. In place of a small one, a full one may be had later."""
-        container = self._memory.container
-        container.id = container_id
-        container.purpose = purpose
-        container.next_full_try_s = 0.0
-        if purpose == SMALL and may_be_better:
-            container.next_full_try_s = time.time() + self.FULL_TRY_PAUSE_S
+    def _use(self, container_id: str, purpose: str) -> str:
+        self._memory.container.id = container_id
+        self._memory.container.purpose = purpose
         return container_id
-
-    def _try_full_container(self) -> None:
-        container = self._memory.container
-        if not container.next_full_try_s or time.time() < container.next_full_try_s:
-            return
-        container.next_full_try_s = time.time() + self.FULL_TRY_PAUSE_S
-        try:
-            self._use(self._post_container(FULL), FULL)
-        except Refusal as refusal:
-            if refusal.code == DESCRIPTOR_REFUSED:
-                container.next_full_try_s = 0.0
-            logger.debug("the small container stays: %s", refusal)
-        except NoAnswer as problem:
-            logger.debug("the small container stays: %s", problem)
 
 
 # --- What an answer means -------------------------------------------------------------
@@ -2027,14 +1938,13 @@ class Portal:
     NEW_TOKEN_REFUSED_PAUSE_S = 600.0  # for many logins lock the account
     LOGINS = 3  # that BMW may refuse in a row: its gateway has, for minutes
 
-    def __init__(self, settings: Settings, http: Http) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._http = http
         self._access_token = ""
         self._tries_left = 1  # of the login, until one has worked
 
     def poll(self) -> Reading:
-        """Ask BMW once. NoReading if there is none now, SignInRefused if never."""
+        """Ask BMW once. NoReading or NoAnswer if not now, SignInRefused if never."""
         if not self._access_token:
             self._sign_in()
         answer = self._ask()
@@ -2078,7 +1988,7 @@ class Portal:
         base = self._settings.portal_url.rstrip("/")
         url = f"{base}/vehicle/dynamic/v1/{self._settings.vin}"
         token = BearerToken(self._access_token)
-        return self._http.send(Request("the car's status", "GET", url, auth=token))
+        return send(Request("the car's status", "GET", url, auth=token))
 
     def _sign_in(self) -> None:
         """Find the access token in a redirect: the implicit grant (RFC 6749, 4.2)."""
@@ -2094,7 +2004,7 @@ class Portal:
         }
         url = self._settings.login_url
         login = Request("the login", "POST", url, auth=BearerToken(), form=form)
-        answer = self._http.send(login)
+        answer = send(login)
         if answer.status in (400, 401, 403):
             error = text_or_empty(answer.json().get("error"))
             self._raise_login_is_refused(error or f"HTTP {answer.status}")
@@ -2135,15 +2045,13 @@ class Door(Protocol):
     name: str
 
     def poll(self) -> Reading:
-        """NoReading where there is none now, SignInRefused where there is never one."""
+        """NoReading or NoAnswer where there is none, SignInRefused if there never is."""
 
 
-def open_door(
-    settings: Settings, http: Http, memory: Memory, *, may_ask_owner: bool
-) -> Door:
+def open_door(settings: Settings, memory: Memory, *, may_ask_owner: bool) -> Door:
     if settings.client_id:
-        return CarData(settings, http, memory, may_ask_owner=may_ask_owner)
-    return Portal(settings, http)
+        return CarData(settings, memory, may_ask_owner=may_ask_owner)
+    return Portal(settings)
 
 
 # --- The charge -----------------------------------------------------------------------
@@ -2486,21 +2394,20 @@ class ChargeWatch:
             self._early_polls = 0
         memory.last = reading
         memory.session = seen.session
-        memory.silence_told = False
         return news
 
-    def note_silence(self, now_s: float) -> list[News]:
-        """Tell once that a charge has not been heard of for too long."""
+    def silence_news(self, now_s: float) -> News | None:
+        """That a charge has not been heard of for too long, but not for a day."""
         last = self._memory.last
-        if last is None or last.status != "charging" or self._memory.silence_told:
-            return []
-        silent_s = now_s - last.taken_s
-        if not max(2 * self._interval_s, AN_HOUR_S) <= silent_s <= FORGOTTEN_S:
-            return []
-        self._memory.silence_told = True
+        if last is None or last.status != "charging":
+            return None
+        least_s = max(2 * self._interval_s, AN_HOUR_S)
+        if not least_s <= now_s - last.taken_s <= A_DAY_S:
+            return None
         since = clock_at(last.taken_s)
-        message = f"No word from BMW since {since} ({last.percent}, charging)"
-        return [News("error", message)]
+        return News(
+            "error", f"No word from BMW since {since} ({last.percent}, charging)"
+        )
 
     def plan_next_poll(self, reading: Reading, began_s: float) -> float:
         """The time.time() of the next poll, after one that began at `began_s`.
@@ -2687,7 +2594,6 @@ def session_summary(seen: Observation) -> str:
 # --- When the next poll is due --------------------------------------------------------
 AFTER_FULL_S = 2 * A_MINUTE_S  # BMW rounds, and is never early
 LEAST_GAP_S = 10 * A_MINUTE_S  # between two polls, where one is brought forward
-LONGEST_BACKOFF_S = 5 * A_MINUTE_S
 
 # Polls that may be brought forward, one after the other, without anything new: a state
 # that sticks must not drain the quota.
@@ -2747,23 +2653,13 @@ def goal_s(reading: Reading, goal: float) -> float:
     return reading.taken_s + left_s * share
 
 
-def retry_s(failures: int, problem: NoReading, interval_s: float) -> float:
-    """How long to wait after so many failures in a row, the last of them `problem`."""
-    if problem.wait_s is not None:
-        return problem.wait_s
-    first_s = interval_s
-    most_s = max(LONGEST_BACKOFF_S, interval_s)
-    if not problem.was_sent:  # it has cost BMW nothing, and the router may be back soon
-        first_s = min(A_MINUTE_S, interval_s)
-        most_s = interval_s
-    return min(first_s * 2.0 ** min(failures - 1, 20), most_s)
-
-
 # --- Log lines ------------------------------------------------------------------------
 OLD_REPORT_S = 5 * A_MINUTE_S
 WIDE_COLUMNS = 80  # of a terminal that has room for the bar
 COLOURS: dict[Status, int] = {"charging": 32, "full": 36, "waiting": 33, "error": 31}
 DIM = 2
+DATE_ON_TERMINAL = "%a %H:%M"
+DATE_IN_FILE = "%Y-%m-%d %H:%M:%S"
 
 
 def distance_words(reading: Reading) -> str:
@@ -2776,25 +2672,13 @@ def age_words(reading: Reading) -> str:
     return duration(age_s) if reading.reported_s and age_s > OLD_REPORT_S else ""
 
 
-def plain_line(reading: Reading) -> str:
+def text_line(reading: Reading, date_format: str, bar: str) -> str:
+    moment = datetime.fromtimestamp(reading.taken_s)
     age = age_words(reading)
     columns = [
-        f"{datetime.fromtimestamp(reading.taken_s):%Y-%m-%d %H:%M:%S}",
-        reading.percent,
-        reading.status,
-        distance_words(reading),
-        f"full about {reading.full_clock}" if reading.full_clock else "",
-        f"(car last reported {age} ago)" if age else "",
-    ]
-    return "  ".join(filter(None, columns))
-
-
-def terminal_line(reading: Reading, bar: str) -> str:
-    age = age_words(reading)
-    columns = [
-        f"{datetime.fromtimestamp(reading.taken_s):%a %H:%M} {reading.percent:>5}",
+        f"{moment:{date_format}} {reading.percent:>5}",
         bar,
-        f"{reading.status:<12}",
+        f"{reading.status:<10}",
         f"{distance_words(reading):>6}",
         f"full {reading.full_clock}" if reading.full_clock else "",
         f"car: {age} ago" if age else "",
@@ -2871,14 +2755,17 @@ class ChargeLog:
     def _line(self, reading: Reading) -> str:
         if self._as_json:
             return json_line(reading)
-        if not self._is_terminal:
-            return plain_line(reading)
+        date_format = DATE_ON_TERMINAL if self._is_terminal else DATE_IN_FILE
+        return text_line(reading, date_format, self._bar(reading))
 
+    def _bar(self, reading: Reading) -> str:
         is_wide = shutil.get_terminal_size().columns >= WIDE_COLUMNS
-        bar = bar_of(reading.charge, self._blocks) if is_wide else ""
-        if bar and not os.environ.get("NO_COLOR"):
-            bar = f"\033[{COLOURS.get(reading.status, DIM)}m{bar}\033[0m"
-        return terminal_line(reading, bar)
+        if not self._is_terminal or not is_wide:
+            return ""
+        bar = bar_of(reading.charge, self._blocks)
+        if os.environ.get("NO_COLOR"):
+            return bar
+        return f"\033[{COLOURS.get(reading.status, DIM)}m{bar}\033[0m"
 
     def _write(self, text: str) -> None:
         """Write without a buffer, for at the end something would be left over in one."""
@@ -2911,7 +2798,7 @@ def set_up_logger(*, verbose: bool) -> None:
     is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     has_colours = is_terminal and not os.environ.get("NO_COLOR")
     formatter_class = TerminalFormatter if has_colours else logging.Formatter
-    date_format = "%a %H:%M" if is_terminal else "%Y-%m-%d %H:%M:%S"
+    date_format = DATE_ON_TERMINAL if is_terminal else DATE_IN_FILE
     handler = logging.StreamHandler()
     handler.setFormatter(formatter_class("%(asctime)s  %(message)s", date_format))
     logger.addHandler(handler)
@@ -2930,6 +2817,8 @@ class Way:
     tag: str = ""  # an emoji of ntfy's
 
 
+NOT_LOGGED = logging.NOTSET
+
 WAYS: dict[Kind, Way] = {
     "started": Way(priority="low", tag="zap"),
     "step": Way(logging.DEBUG),
@@ -2940,9 +2829,9 @@ WAYS: dict[Kind, Way] = {
     "stopped": Way(sound=True, bell=True, priority="high", tag="warning"),
     "paused": Way(),
     "still": Way(priority="default", tag="electric_plug"),
-    # The log has it already, with every code.
-    "sign-in": Way(logging.DEBUG, bell=True, priority="high", tag="rotating_light"),
-    "error": Way(logging.ERROR, bell=True, priority="high", tag="rotating_light"),
+    # Of these two the log has said more already.
+    "sign-in": Way(NOT_LOGGED, bell=True, priority="high", tag="rotating_light"),
+    "error": Way(NOT_LOGGED, bell=True, priority="high", tag="rotating_light"),
 }
 
 NOTIFICATION_LIMIT_S = 10.0  # for a program that shows one, and an address that is told
@@ -3032,13 +2921,14 @@ class Outbox:
     TRIES_UNANSWERED = 3  # of a message that may have been taken each time
 
     def __init__(
-        self, settings: Settings, http: Http, memory: Memory, title: str
+        self, settings: Settings, memory: Memory, title: str, *, tries_again: bool
     ) -> None:
         urls = {"NTFY_URL": settings.ntfy_url, "WEBHOOK_URL": settings.webhook_url}
         self._urls = {name: url for name, url in urls.items() if url}
-        self._http = http
         self._memory = memory
         self._title = title
+        self._later = "; it will be tried again" if tries_again else ""
+        self._problems: dict[str, str] = {}  # what was last said of an address
 
     @property
     def hosts(self) -> str:
@@ -3048,26 +2938,19 @@ class Outbox:
         """Let a message wait for each address; some kinds of news are for none."""
         if not WAYS[news.kind].priority:
             return
-        now_s = time.time()
         for name in self._urls:
-            if name == "NTFY_URL":
-                body, headers = ntfy_message(news, self._title)
-            else:
-                body, headers = webhook_message(news, self._title, reading, now_s)
-            summary = " ".join(news.message.split())
-            message = Message(name, summary, body, headers, made_s=now_s)
+            message = Message(name, news, made_s=time.time())
+            if reading:
+                message.charge = reading.charge
+                message.predicted = reading.predicted
+                message.status = reading.status
             self._memory.outbox.append(message)
 
-    def deliver(self, *, will_try_again: bool) -> None:
-        """Post what is due. Each message waits for its address by itself."""
-        now_s = time.time()
-        for message in list(self._memory.outbox):
-            if message.made_s < now_s - A_DAY_S:
-                self._memory.outbox.remove(message)
-                logger.error("after a day, no more tries to tell: %s", message.summary)
-            elif message.address in self._urls and is_due(message, now_s):
-                self._try(message, will_try_again)
-                self._memory.save()
+    def deliver(self) -> None:
+        """Post what is due, to one address after the other."""
+        self._give_up_the_old()
+        for name in self._urls:
+            self._deliver_to(name)
 
     def say_what_is_left(self) -> None:
         later = " (the next start tries again)" if self._memory.path else ""
@@ -3079,85 +2962,66 @@ class Outbox:
     def _host(self, name: str) -> str:
         return urlsplit(self._urls[name]).hostname or ""
 
-    def _try(self, message: Message, will_try_again: bool) -> None:
-        why = self._post(message)
-        if not why:
+    def _give_up_the_old(self) -> None:
+        for message in list(self._memory.outbox):
+            if message.good_until_s > time.time():
+                continue
             self._memory.outbox.remove(message)
-        elif message.unanswered >= self.TRIES_UNANSWERED:
+            if (
+                message.news.kind != "sign-in"
+            ):  # its code has run out, and others follow
+                logger.error("after a day, no more tries to tell: %s", message.summary)
+
+    def _deliver_to(self, name: str) -> None:
+        """Each message waits by itself, but an address that is silent stays so."""
+        for message in list(self._memory.outbox):
+            if message.address != name or not is_due(message, time.time()):
+                continue
+            try:
+                self._post(message)
+            except NoAnswer as problem:
+                message.unanswered += problem.was_sent
+                self._keep(message, str(problem))
+                return
+            finally:
+                self._memory.save()
+
+    def _post(self, message: Message) -> None:
+        """NoAnswer where the address does not answer."""
+        url = self._urls[message.address]
+        render = ntfy_message if message.address == "NTFY_URL" else webhook_message
+        body, headers = render(message, self._title)
+        limits_s = (NOTIFICATION_LIMIT_S, NOTIFICATION_LIMIT_S)
+        what = "a notification"
+        answer = send(
+            Request(what, "POST", url, headers=headers, body=body, timeout_s=limits_s)
+        )
+
+        why = refusal_by_address(message.address, answer, url)
+        if why:
+            self._keep(message, why)
+            return
+        self._memory.outbox.remove(message)
+        self._problems.pop(message.address, None)
+        summary = message.summary
+        shown = summary if len(summary) <= 40 else f"{summary[:39]}…"
+        logger.info("%s was told: %s", answer.host, shown)
+
+    def _keep(self, message: Message, why: str) -> None:
+        """Let a message wait for as long again as it has waited."""
+        if message.unanswered >= self.TRIES_UNANSWERED:
             self._memory.outbox.remove(message)
             host = self._host(message.address)
             untold = f"{host} may not have been told: {message.summary}"
             logger.error("%s (%s)", untold, why)
-        else:
-            tries = message.refusals + message.unanswered
-            message.next_try_s = time.time() + pause_before_next_try_s(tries)
-            if message.problem != why:
-                message.problem = why
-                later = "; it will be tried again" if will_try_again else ""
-                logger.error("%s%s", why, later)
+            return
 
-    def _post(self, message: Message) -> str:
-        """Post it once; returns why it was not taken, or "" where it was."""
-        url = self._urls[message.address]
-        request = Request(
-            "a notification",
-            "POST",
-            url,
-            headers=message.headers,
-            body=message.body.encode(),
-            timeout_s=(NOTIFICATION_LIMIT_S, NOTIFICATION_LIMIT_S),
-        )
-        try:
-            answer = self._http.send(request)
-        except NoAnswer as problem:
-            if problem.was_sent:
-                message.unanswered += 1
-            return str(problem)
-        if is_taken(answer):
-            self._say_taken(message, answer)
-            return ""
-        message.refusals += 1
-        return refusal_of_address(answer, url)
-
-    def _say_taken(self, message: Message, answer: HttpAnswer) -> None:
-        how = "was told" if answer.status < 300 else "was told, and redirects"
-        summary = message.summary
-        if len(summary) > 40:
-            summary = f"{summary[:39]}…"
-        logger.info("%s %s: %s", answer.host, how, summary)
-
-
-def ntfy_message(news: News, title: str) -> tuple[str, dict[str, str]]:
-    """Make the body and the headers; see https://docs.ntfy.sh/publish/."""
-    way = WAYS[news.kind]
-    headers = {"Title": title, "Tags": way.tag, "Priority": way.priority}
-    if news.click:
-        headers["Click"] = news.click
-    return news.message, headers
-
-
-def webhook_message(
-    news: News, title: str, reading: Reading | None, now_s: float
-) -> tuple[str, dict[str, str]]:
-    """Make the body and the headers. Receivers ignore what they do not know."""
-    text = f"{title}: {news.message}"
-    values: dict[str, Any] = {
-        "event": news.kind,
-        "title": title,
-        "message": news.message,
-        "body": news.message,  # for Apprise API and Bark
-        "text": text,  # for Slack, Mattermost and Telegram
-        "content": text,  # for Discord
-        "charge": None,
-        "predicted": None,
-        "status": None,
-        "time": iso_local(now_s),
-    }
-    if reading:
-        values["charge"] = reading.charge
-        values["predicted"] = reading.predicted
-        values["status"] = reading.status
-    return json.dumps(values), {"Content-Type": "application/json"}
+        waited_s = time.time() - message.made_s
+        pause_s = min(max(waited_s, A_MINUTE_S), AN_HOUR_S)
+        message.next_try_s = time.time() + pause_s
+        if self._problems.get(message.address) != why:
+            self._problems[message.address] = why
+            logger.error("%s%s", why, self._later)
 
 
 def is_due(message: Message, now_s: float) -> bool:
@@ -3165,24 +3029,69 @@ def is_due(message: Message, now_s: float) -> bool:
     return not 0 < message.next_try_s - now_s <= AN_HOUR_S
 
 
-def pause_before_next_try_s(tries: int) -> float:
-    """1, 2, 4 … 60 minutes; 1 where none got through, for the network may be back."""
-    doublings = min(max(tries - 1, 0), 10)
-    return min(A_MINUTE_S * 2.0**doublings, AN_HOUR_S)
+def ntfy_message(message: Message, title: str) -> tuple[bytes, dict[str, str]]:
+    """Make the body and the headers; see https://docs.ntfy.sh/publish/."""
+    news, way = message.news, WAYS[message.news.kind]
+    headers = {"Title": title, "Tags": way.tag, "Priority": way.priority}
+    if news.click:
+        headers["Click"] = news.click
+    return news.message.encode(), headers
 
 
-def is_taken(answer: HttpAnswer) -> bool:
-    """302 and 303 are how a script answers that has run, as Google's do."""
-    return 200 <= answer.status < 300 or answer.status in (302, 303)
+def webhook_message(message: Message, title: str) -> tuple[bytes, dict[str, str]]:
+    """Make the body and the headers. Receivers ignore what they do not know."""
+    said = message.news.message
+    text = f"{title}: {said}"
+    values = {
+        "event": message.news.kind,
+        "title": title,
+        "message": said,
+        "body": said,  # for Apprise API and Bark
+        "text": text,  # for Slack, Mattermost and Telegram
+        "content": text,  # for Discord
+        "charge": message.charge,
+        "predicted": message.predicted,
+        "status": message.status,
+        "time": iso_local(message.made_s),
+    }
+    return json.dumps(values).encode(), {"Content-Type": "application/json"}
 
 
-def refusal_of_address(answer: HttpAnswer, url: str) -> str:
-    """A sentence with the address's own reason, but nothing of the address itself."""
+def refusal_by_address(name: str, answer: HttpAnswer, url: str) -> str:
+    """Why an address has not taken a message, in a sentence; "" where it has."""
+    if is_taken(name, answer):
+        return ""
+    refused = f"{answer.host} did not accept a notification (HTTP {answer.status})"
+    if 300 <= answer.status < 400:
+        where = redirect_host(answer) or "another page"
+        return f"{refused}: the address leads to {where}, as to a login"
+    if answer.status < 300:
+        return f"{refused}: the address answers with a web page, as that of a login"
+
     parts = re.split("[/?&=:@#]+", f"{url}/{unquote(url)}")
     hidden = [url, *(part for part in parts if len(part) > 2)]
-    reason = printable(reason_in(answer), hidden)[:60]
-    refused = f"{answer.host} did not accept a notification"
-    return f"{refused} (HTTP {answer.status}): {reason}"
+    return f"{refused}: {printable(reason_in(answer), hidden)[:60]}"
+
+
+def is_taken(name: str, answer: HttpAnswer) -> bool:
+    """A login page in front of an own server would swallow all messages.
+
+    So ntfy has to name the message that it has taken, and no address may redirect, but
+    for Google's Apps Script, which answers so when it has run.
+    """
+    is_good = 200 <= answer.status < 300
+    if name == "NTFY_URL":
+        return is_good and bool(text_or_empty(answer.json().get("id")))
+    is_google = f".{redirect_host(answer)}".endswith(".googleusercontent.com")
+    return is_good or (answer.status in (302, 303) and is_google)
+
+
+def redirect_host(answer: HttpAnswer) -> str:
+    """Where a redirect leads to; "" where it names no host."""
+    with suppress(ValueError):
+        host = urlsplit(answer.headers.get("Location", "")).hostname or ""
+        return host if re.fullmatch("[a-z0-9.-]+", host) else ""
+    return ""
 
 
 def reason_in(answer: HttpAnswer) -> object:
@@ -3197,6 +3106,11 @@ def reason_in(answer: HttpAnswer) -> object:
 
 # --- The loop -------------------------------------------------------------------------
 LONGEST_NAP_S = 60.0
+FIRST_PAUSE_S = A_MINUTE_S  # after a failure
+LEAST_LONGEST_PAUSE_S = 5 * A_MINUTE_S  # where the interval is shorter
+TELL_AGAIN_S = A_DAY_S  # of a trouble that goes on
+TELL_SIGN_IN_AGAIN_S = 6 * AN_HOUR_S
+OWN_FAULT = "a fault in i3charge itself"
 
 
 @dataclass
@@ -3214,71 +3128,97 @@ class Loop:
     until_full: bool = False
     reading: Reading | None = None  # the last
     failures: int = 0  # in a row
+    next_s: float = 0.0  # when the next poll is due
+    exit_status: int | None = None  # when it is over
 
     def run(self) -> int:
         """Go on until something ends it; returns the exit status."""
         while True:
-            began_s = time.time()
-            try:
-                reading = self.poll()
-                next_s = self.note(reading, began_s)
-                if self.is_last(reading):
-                    return 0 if self.log.works and self.memory.is_kept else 1
-            except NoReading as problem:
-                next_s = time.time() + self.note_failure(problem)
-                if self.once:
-                    return 1
-            except SignInRefused as refusal:
-                self.tell([News("error", str(refusal))])
-                return 1
-            self.wait_until(next_s)
+            self.guard(self.poll)
+            if self.exit_status is not None:
+                return self.exit_status
+            self.wait()
 
-    def poll(self) -> Reading:
+    def guard(self, step: Callable[[], None]) -> bool:
+        """Do a step of the round. A fault of ours is said, and ends nothing else."""
         try:
-            return self.door.poll()
-        except (NoReading, SignInRefused):
-            raise
-        except Exception as problem:  # noqa: BLE001 - even a fault of ours may pass
-            raise NoReading(fault(problem)) from None
+            step()
+        except Exception as problem:  # noqa: BLE001 - whatever it is, it may pass
+            self.note_fault(problem)
+            return False
+        return True
 
-    def note(self, reading: Reading, began_s: float) -> float:
-        """Take note of a reading; returns the time.time() of the next poll."""
-        self.failures = 0
+    def poll(self) -> None:
+        began_s = time.time()
+        try:
+            reading = self.door.poll()
+        except NoReading as problem:
+            self.note_failure(problem)
+        except NoAnswer as problem:
+            self.note_failure(NoReading(str(problem)))
+        except SignInRefused as refusal:
+            self.exit_status = 1
+            logger.error("%s", refusal)
+            self.tell([News("error", str(refusal))])
+        else:
+            self.note(reading, began_s)
+
+    def note(self, reading: Reading, began_s: float) -> None:
+        """Take note of a reading. The next poll is planned before anybody is told."""
         self.watch.forget(reading.taken_s)
         self.reading = held(reading, self.memory.last, self.memory.session)
         self.log.write(self.reading)
-        self.tell(self.watch.take(self.reading))
-        return self.watch.plan_next_poll(self.reading, began_s)
-
-    def note_failure(self, problem: NoReading) -> float:
-        """Take note of a failure; returns the seconds to the next poll."""
-        if problem.wait_s is None:
-            self.failures += 1
-        wait_s = retry_s(self.failures, problem, self.interval_s)
-        self.say(problem, wait_s)
-
-        news = [problem.news] if problem.news else []
-        if self.once or self.failures > 1:  # the first may be that of a lid that opens
-            news += self.watch.note_silence(time.time())
+        news = self.watch.take(self.reading)
+        self.failures = 0
+        self.next_s = self.watch.plan_next_poll(self.reading, began_s)
         self.tell(news)
-        return wait_s
+        self.forget_troubles()
+
+        if self.log.is_unread:
+            self.exit_status = 0
+        elif self.once or (self.until_full and self.reading.status == "full"):
+            self.exit_status = 0 if self.log.works and self.memory.is_kept else 1
+
+    def note_failure(self, problem: NoReading) -> None:
+        wait_s = problem.wait_s
+        if wait_s is None:
+            self.failures += 1
+            wait_s = growing_pause_s(self.failures, self.interval_s)
+        self.next_s = time.time() + wait_s
+        if self.once:
+            self.exit_status = 1
+
+        self.say(problem, wait_s)
+        if problem.news:
+            self.tell_trouble(problem.news)
+        if self.once or self.failures > 1:  # the first may be that of a lid that opens
+            self.tell_silence()
+        if not isinstance(problem, WaitingForOwner):
+            self.memory.save()
+
+    def note_fault(self, problem: Exception) -> None:
+        """The next poll may be better; one that is planned stays where it is."""
+        if self.next_s <= time.time():
+            self.failures += 1
+            pause_s = growing_pause_s(self.failures, self.interval_s)
+            self.next_s = time.time() + pause_s
+        if self.once:
+            self.exit_status = 1
+
+        sentence = fault(problem)
+        logger.error("%s", sentence)
+        with suppress(Exception):  # telling can be what is at fault
+            self.tell_trouble(News("error", sentence))
 
     def say(self, problem: NoReading, wait_s: float) -> None:
         """Say what is wrong. To wait for the owner is no error."""
         is_waiting = isinstance(problem, WaitingForOwner)
         self.log.set_title("i3: waiting for you" if is_waiting else "i3: no reading")
-        if not str(problem):
-            return
-        if is_waiting:
-            logger.warning("%s", problem)
-        elif self.once:
-            logger.error("%s", problem)
-        else:
-            logger.error("%s; next try in %s", problem, duration(wait_s))
-
-    def is_last(self, reading: Reading) -> bool:
-        is_done = self.until_full and reading.status == "full"
-        return self.once or is_done or self.log.is_unread
+        sentence = str(problem)
+        if problem.wait_s is None or not is_waiting:
+            sentence += "" if self.once else f"; next try in {duration(wait_s)}"
+        if sentence:
+            logger.log(logging.WARNING if is_waiting else logging.ERROR, "%s", sentence)
 
     def tell(self, news: list[News]) -> None:
         """Save before anybody is told, so that a crash cannot tell it twice."""
@@ -3291,25 +3231,54 @@ class Loop:
             if way.bell and sys.stderr.isatty():
                 print("\a", end="", file=sys.stderr, flush=True)
             self.desktop.show(one)
-        self.outbox.deliver(will_try_again=not self.once)
+        self.outbox.deliver()
 
-    def wait_until(self, next_s: float) -> None:
-        """Sleep in naps; where the clock is set back, the naps count."""
-        left_s = next_s - time.time()
+    def tell_trouble(self, news: News) -> bool:
+        """Tell of a trouble that goes on, but not again within a day; returns whether."""
+        told_s = self.memory.told_s
+        again_s = TELL_SIGN_IN_AGAIN_S if news.kind == "sign-in" else TELL_AGAIN_S
+        since_s = time.time() - told_s.get(told_as(news), 0.0)
+        if 0 <= since_s < again_s:
+            return False
+        told_s[told_as(news)] = time.time()
+        self.tell([news])
+        return True
+
+    def tell_silence(self) -> None:
+        news = self.watch.silence_news(time.time())
+        if news and self.tell_trouble(news):
+            logger.error("%s", news.message)
+
+    def forget_troubles(self) -> None:
+        """A reading ends all troubles but faults of ours, which can be in telling."""
+        told_s = self.memory.told_s
+        over = [trouble for trouble in told_s if not trouble.startswith(OWN_FAULT)]
+        for trouble in over:
+            del told_s[trouble]
+        if over:
+            self.memory.save()
+
+    def wait(self) -> None:
+        """Sleep in naps until the next poll; where the clock is set back, the naps count."""
+        left_s = self.next_s - time.time()
+        may_tell = True
         while left_s > 0:
             nap_s = min(left_s, LONGEST_NAP_S)
             time.sleep(nap_s)
-            left_s = min(left_s - nap_s, next_s - time.time())
-            if left_s > 0:  # else it is the next poll that has something to say
-                self.tell_while_waiting()
-                left_s = min(left_s, next_s - time.time())
+            left_s = min(left_s - nap_s, self.next_s - time.time())
+            if left_s > 0 and may_tell:  # else the next poll has something to say
+                may_tell = self.guard(self.tell_while_waiting)
+                left_s = min(left_s, self.next_s - time.time())
 
     def tell_while_waiting(self) -> None:
-        news = self.watch.note_silence(time.time())
-        if news:
-            self.tell(news)
-        else:
-            self.outbox.deliver(will_try_again=True)
+        self.tell_silence()
+        self.outbox.deliver()
+
+
+def growing_pause_s(failures: int, interval_s: float) -> float:
+    """The pause after so many failures in a row: 1, 2, 4 … minutes, up to the interval."""
+    longest_s = max(interval_s, LEAST_LONGEST_PAUSE_S)
+    return min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 20), longest_s)
 
 
 def fault(problem: Exception) -> str:
@@ -3323,7 +3292,7 @@ def fault(problem: Exception) -> str:
         logger.debug("  %s, line %s, in %s", name, frame.lineno, frame.name)
     place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
     what = type(problem).__name__
-    return f"a fault in i3charge itself: {what} in {place}; please report it"
+    return f"{OWN_FAULT}: {what} in {place}; please report it"
 
 
 # --- The command line -----------------------------------------------------------------
@@ -3428,7 +3397,8 @@ def run_logger(arguments: argparse.Namespace) -> int:
     kept_in = memory_path(path if path.is_file() else OWN_SETTINGS_PATH)
     with lock_memory(kept_in) or nullcontext():
         memory = load_memory(kept_in, settings.client_id, settings.vin)
-        return run(settings, memory, "BMW i3", arguments)
+        door = open_door(settings, memory, may_ask_owner=not arguments.once)
+        return run(settings, memory, door, "BMW i3", arguments)
 
 
 def logger_settings(arguments: argparse.Namespace, path: Path) -> Settings:
@@ -3462,12 +3432,14 @@ def own_variables(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def run(
-    settings: Settings, memory: Memory, title: str, arguments: argparse.Namespace
+    settings: Settings,
+    memory: Memory,
+    door: Door,
+    title: str,
+    arguments: argparse.Namespace,
 ) -> int:
     """Put the parts together, and let them run; returns the exit status."""
-    http = Http()
-    door = open_door(settings, http, memory, may_ask_owner=not arguments.once)
-    outbox = Outbox(settings, http, memory, title)
+    outbox = Outbox(settings, memory, title, tries_again=not arguments.once)
     log = ChargeLog(as_json=arguments.json)
     loop = Loop(
         door=door,
@@ -3481,9 +3453,8 @@ def run(
         until_full=arguments.demo,
     )
     if not arguments.once:
-        name = "simulated i3" if arguments.demo else door.name
         every = f"every {duration(settings.interval_s)} and when news is due"
-        logger.info("%s, %s. Phone: %s", name, every, outbox.hosts)
+        logger.info("%s, %s. Phone: %s", door.name, every, outbox.hosts)
     try:
         return loop.run()
     finally:
@@ -3495,91 +3466,62 @@ def run(
 def run_demo(arguments: argparse.Namespace) -> int:
     """Log a simulated i3, with the owner's own addresses, and without a memory."""
     found = own_variables(arguments)
-    variables = {**os.environ, **found}
-    own_names = ("NTFY_URL", "WEBHOOK_URL", "NOTIFY_AT")
-    own = {name: variables.get(name, "") for name in own_names}
-    problems = check_names(found)
-
-    with simulated_bmw() as simulated:
-        settings = load_settings({**simulated, **own}, problems, advice="")
-        status = run(settings, Memory(), "BMW i3 (demo)", arguments)
+    settings = demo_settings({**os.environ, **found}, check_names(found))
+    status = run(settings, Memory(), SimulatedCar(), "BMW i3 (demo)", arguments)
     if status == 0 and not arguments.once:
         logger.info('That was a simulation. Next: README.md, "Your own car".')
     return status
 
 
+def demo_settings(variables: Mapping[str, str], problems: list[str]) -> Settings:
+    checked = CheckedVariables(variables, problems)
+    settings = Settings(
+        interval_s=0.57,
+        notify_at=checked.notify_at(),
+        ntfy_url=checked.ntfy_url(),
+        webhook_url=checked.url("WEBHOOK_URL", is_plain_allowed=True),
+    )
+    if checked.problems:
+        raise CannotStart(checked.problems)
+    return settings
+
+
 class SimulatedCar:
-    """An i3 that charges from 61 % to full, a little more at every question."""
+    """A door to an i3 that charges from 61 % to full, a little more at every poll."""
+
+    name = "simulated i3"
 
     MINUTES_A_PERCENT = 3.3  # as at 7 kW
 
     def __init__(self) -> None:
-        charges = [61 + 1.5 * step for step in range(26)]
-        charging = [("CHARGING", charge) for charge in charges]
-        self._story = iter([("NOT_CHARGING", 61.0), *charging])
+        story: list[tuple[Status, float]] = [("plugged in", 61.0)]
+        story += [("charging", 61 + 1.5 * step) for step in range(26)]
+        self._story = iter(story)
         minutes = (100 - 61) * self.MINUTES_A_PERCENT
-        self._full_at = datetime.now(timezone.utc) + timedelta(minutes=minutes)
+        self._full_at_s = time.time() + minutes * A_MINUTE_S
 
-    def answer(self) -> dict[str, str]:
-        """What the portal says of it this time."""
-        status, charge = next(self._story, ("FINISHED_FULLY_CHARGED", 100.0))
-        now = datetime.now(timezone.utc).replace(microsecond=0)
-        return {
-            "chargingLevelHv": str(charge),
-            "chargingHVStatus": status,
-            "connectorStatus": "CONNECTED",
-            "chargingTimeRemaining": f"{self._minutes_to_full(charge, now):.3f}",
-            "beRemainingRangeElectric": f"{charge * 1.6:.1f}",
-            "updateTime": f"{now:%d.%m.%Y %H:%M:%S} UTC",
-        }
+    def poll(self) -> Reading:
+        status, charge = next(self._story, ("full", 100.0))
+        now_s = time.time()
+        return Reading(
+            charge=charge,
+            taken_s=now_s,
+            status=status,
+            plugged=True,
+            range=charge * 1.6,
+            range_unit="km",
+            full_at_s=self._full_at(charge, now_s) if status == "charging" else 0.0,
+            last_word_s=now_s,
+            car_said=charge,
+            car_said_s=now_s,
+        )
 
-    def _minutes_to_full(self, charge: float, now: datetime) -> float:
-        """To a time of day that stands still, until the end is near."""
-        left_in_story = (100 - charge) * self.MINUTES_A_PERCENT
-        if left_in_story <= SOON_MINUTES:
-            return left_in_story
-        return (self._full_at - now).total_seconds() / 60
-
-
-@contextmanager
-def simulated_bmw() -> Iterator[dict[str, str]]:
-    """Serve a portal with a simulated car on this computer; yields its settings."""
-    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-    from threading import Thread
-
-    simulated_car = SimulatedCar()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            """The login."""
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(302)
-            self.send_header("Location", "demo:#access_token=demo")
-            self.end_headers()
-
-        def do_GET(self) -> None:
-            """The car's status."""
-            body = json.dumps({"attributesMap": simulated_car.answer()})
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing: the demo's log is the owner's."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/"
-        yield {
-            "VEHICLE_IDENTIFICATION_NUMBER": "WBY00000000000000",
-            "USERNAME": "demo",
-            "PASSWORD": "demo",
-            "AUTH_CLIENT_ID": "demo",
-            "AUTH_BASE_URL": url,
-            "AUTH_REDIRECT_URI": "demo:",
-            "CONNECTED_DRIVE_BASE_URL": url,
-            "LOG_INTERVAL": "570",  # milliseconds
-        }
+    def _full_at(self, charge: float, now_s: float) -> float:
+        """A time of day that stands still, until the end is near."""
+        left_minutes = (100 - charge) * self.MINUTES_A_PERCENT
+        if left_minutes <= SOON_MINUTES:
+            return now_s + left_minutes * A_MINUTE_S
+        return self._full_at_s
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Recorder(Server):
-    """A webhook or ntfy topic: says 200, or what stands first in `answers`."""
+    """A webhook or ntfy topic: takes a message as ntfy does, or does what is first in `answers`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Recorder(Server):
         with self.changed:
             self.accepted.append(request)
             self.changed.notify_all()
-        handler.reply(200)
+        handler.reply(200, {"id": "q9bBuFZXdtmL", "event": "message"})
 
     def messages(self) -> list[str]:
         return [

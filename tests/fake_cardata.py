@@ -189,10 +189,7 @@ class CarData(Door):
         with self.changed:
             self.new_tokens(self.scope)
         sign_in = i3charge.SignIn(
-            access_token=self.access_token,
-            expires_s=4e9,
-            refresh_token=self.refresh_token,
-            has_worked=True,
+            access_token=self.access_token, expires_s=4e9, refresh_token=self.refresh_token
         )
         return i3charge.Memory(
             client_id=self.client_id,
@@ -423,7 +420,8 @@ class Client:
         settings = i3charge.load_settings({**cardata.settings(), **more}, [], "")
         self.cardata = cardata
         self.memory = memory
-        self.door = i3charge.CarData(settings, i3charge.Http(), memory, may_ask_owner=attended)
+        self.door = i3charge.CarData(settings, memory, may_ask_owner=attended)
+        self.failures = 0  # in a row
 
     def poll(self) -> i3charge.Reading:
         return self.door.poll()
@@ -440,3 +438,21 @@ class Client:
         problem = self.problem()
         assert problem, "there should be no reading"
         return problem
+
+    def unanswered(self) -> i3charge.NoAnswer:
+        """Poll; returns why there is no answer."""
+        try:
+            self.poll()
+        except i3charge.NoAnswer as problem:
+            return problem
+        raise AssertionError("there should be no answer")
+
+    def pause_s(self, problem: i3charge.NoReading | None, interval_s: float) -> float:
+        """The pause that the loop makes after a poll with this problem, or with none."""
+        if problem is None:
+            self.failures = 0
+            return interval_s
+        if problem.wait_s is not None:
+            return problem.wait_s
+        self.failures += 1
+        return i3charge.growing_pause_s(self.failures, interval_s)

@@ -22,7 +22,7 @@ Telematic = Callable[[float], Mapping[str, Any]]  # what CarData says of the car
 
 
 class Bmw:
-    """Stands in for `i3charge.Http`: BMW's sign-in and CarData."""
+    """Stands in for `i3charge.send`: BMW's sign-in and CarData."""
 
     QUOTA = 50  # requests to the API in any 24 hours, refused ones too
     REQUEST_S = 1.0
@@ -94,17 +94,18 @@ def run(telematic: Telematic, begins_s: float, ends_s: float) -> Owner:
         "CARDATA_CLIENT_ID": "a client id",
         "VEHICLE_IDENTIFICATION_NUMBER": "WBY" + 14 * "0",
     }
-    with mock.patch.object(i3charge, "time", clock), suppress(Clock.Over):
+    simulated = mock.patch.multiple(i3charge, time=clock, send=bmw.send)
+    with simulated, suppress(Clock.Over):
         settings = i3charge.load_settings(variables, [], "")
         memory = i3charge.Memory(sign_in=i3charge.SignIn(refresh_token="r"))
         i3charge.Loop(
-            door=i3charge.CarData(settings, bmw, memory, may_ask_owner=False),
+            door=i3charge.CarData(settings, memory, may_ask_owner=False),
             interval_s=settings.interval_s,
             memory=memory,
             watch=i3charge.ChargeWatch(memory, 0, settings.interval_s),
             log=owner,
             desktop=owner,
-            outbox=i3charge.Outbox(settings, bmw, memory, ""),
+            outbox=i3charge.Outbox(settings, memory, "", tries_again=True),
         ).run()
     owner.requests_s = bmw.requests_s
     return owner  # type: ignore[no-any-return]

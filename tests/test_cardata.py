@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from fake_cardata import (
 )
 
 import i3charge
+from i3charge import NoAnswer, NoReading
 
 HOUR_S = 3600
 DAY_S = 24 * HOUR_S
@@ -77,14 +79,11 @@ def poll_for(client: Client, clock: Clock, hours: float) -> list[float]:
     client.cardata.quota = 10_000  # it knows nothing of the simulated clock
     times: list[float] = []
     ends_s = clock.now_s + hours * HOUR_S
-    failures = 0
     while clock.now_s < ends_s:
         before = len(asked(client.cardata))
         problem = client.problem()
         times += [clock.now_s] * sum(c in "LP" for c in asked(client.cardata)[before:])
-        failures = failures + 1 if problem and problem.wait_s is None else 0
-        wait_s = i3charge.retry_s(failures, problem, INTERVAL_S) if problem else INTERVAL_S
-        clock.sleep(wait_s)
+        clock.sleep(client.pause_s(problem, INTERVAL_S))
     return times
 
 
@@ -130,56 +129,54 @@ def test_refused_container_is_made_of_the_cars_own_words(
     assert purposes(cardata) == [i3charge.SMALL]
 
 
-@pytest.mark.parametrize(
-    ("refusal", "hours"), [((400, "CU-402"), 6), ((500, None), 1), ((503, "CU-503"), 1)]
-)
-def test_container_that_is_refused_for_good_is_tried_again_later(
-    cardata: CarData, new: Client, clock: Clock, refusal: Any, hours: float
+REFUSALS = [(400, "CU-402"), (403, "CU-403"), (403, "CU-124"), (500, None), (503, "CU-503")]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_search_is_made_once_an_hour_whatever_bmw_answers_and_at_once_by_hand(
+    cardata: CarData, new: Client, clock: Clock, refusal: Any
 ) -> None:
     cardata.container_refusal = refusal
-    assert new.refused().wait_s == hours * HOUR_S
-    clock.sleep(hours * HOUR_S - 1)
+    assert new.refused().wait_s == HOUR_S
+    search = asked(cardata)
+    clock.sleep(HOUR_S - 1)
     assert new.refused().wait_s == pytest.approx(1, abs=0.1)
-    assert asked(cardata) == "LPP"
+    assert asked(cardata) == search
 
     by_hand = Client(cardata, new.memory)
     by_hand.refused()
-    assert asked(cardata) == "LPPLPP"
-    clock.sleep(hours * HOUR_S + 1)
+    assert asked(cardata) == search * 2
+    by_hand.refused()
+    assert asked(cardata) == search * 2  # by hand is only the first
+    clock.sleep(HOUR_S + 1)
     cardata.container_refusal = None
     assert new.poll()
 
 
-def test_small_container_is_tried_anew_once_a_day_after_a_failure_of_bmws(
-    cardata: CarData, new: Client, clock: Clock
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_start_by_hand_seeks_a_full_container_where_a_small_one_stands_in(
+    cardata: CarData, new: Client, clock: Clock, is_listed: bool
 ) -> None:
     cardata.accepted_descriptors = OF_THE_CAR
-    cardata.descriptor_refusal = (500, None)
-    poll_for(new, clock, 50)
-    assert asked(cardata).count("P") == 2 + 2  # at first, and once for each of two days
+    poll_for(new, clock, 30)
+    assert asked(cardata).count("P") == 2  # a full one, and a small one
+    if not is_listed:
+        cardata.containers.clear()
+    by_hand = Client(cardata, new.memory)
+    assert by_hand.poll() and by_hand.poll()
+    assert purposes(cardata) == [i3charge.SMALL]
+    assert asked(cardata).count("P") == (3 if is_listed else 4)
+
     cardata.accepted_descriptors = set(DESCRIPTORS)
-    poll_for(new, clock, 50)
-    assert asked(cardata).count("P") == 5
+    assert Client(cardata, new.memory).poll()
     assert new.memory.container.purpose == i3charge.FULL
-
-
-@pytest.mark.parametrize(("at_first", "asked_for"), [((400, "CU-402"), 2), ((500, None), 3)])
-def test_small_container_stays_once_bmw_has_named_a_descriptor(
-    cardata: CarData, new: Client, clock: Clock, at_first: Any, asked_for: int
-) -> None:
-    cardata.accepted_descriptors = OF_THE_CAR
-    cardata.descriptor_refusal = at_first
-    poll_for(new, clock, 1)
-    cardata.descriptor_refusal = (400, "CU-402")
-    poll_for(new, clock, 75)
-    assert asked(cardata).count("P") == asked_for
 
 
 def test_search_that_was_not_sent_is_made_again_at_the_next_poll(
     cardata: CarData, new: Client
 ) -> None:
     cardata.stop_listening()
-    assert not new.refused().was_sent
+    assert not new.unanswered().was_sent
     cardata.listen_again()
     assert new.poll()
 
@@ -240,7 +237,6 @@ def test_too_many_containers_of_others_are_said(cardata: CarData, new: Client) -
     cardata.most_containers = 1
     problem = new.refused()
     assert str(problem).endswith("(CU-124): delete one in the portal")
-    assert problem.wait_s == 6 * HOUR_S
 
 
 # --- The day's requests ---------------------------------------------------------------
@@ -294,19 +290,18 @@ def test_every_request_counts_that_bmw_may_have_read(
     cardata: CarData, client: Client, clock: Clock
 ) -> None:
     cardata.readings = [hang_up]
-    times = []
-    for _ in range(100):
-        problem = client.refused()
-        times.append(clock.now_s)
-        clock.sleep(i3charge.retry_s(len(times), problem, INTERVAL_S))
-    assert cardata.spent <= 48 * (1 + (clock.now_s - times[0]) // DAY_S)
+    began_s = clock.now_s
+    for failures in range(1, 101):
+        with suppress(NoReading, NoAnswer):  # NoReading where the day's requests are spent
+            client.poll()
+        clock.sleep(i3charge.growing_pause_s(failures, INTERVAL_S))
+    assert 48 < cardata.spent <= 48 * (1 + (clock.now_s - began_s) // DAY_S)
     assert client.memory.requests_s
 
 
 def test_request_that_was_not_sent_costs_nothing(cardata: CarData, client: Client) -> None:
     cardata.stop_listening()
-    problem = client.refused()
-    assert not problem.was_sent
+    assert not client.unanswered().was_sent
     assert client.memory.requests_s == []
     cardata.listen_again()
 
@@ -334,19 +329,15 @@ def test_quota_comes_back_within_the_hour_or_at_midnight_utc(
 
 
 @pytest.mark.parametrize("answered", [0, 1, 2], ids=["list", "container", "reading"])
-def test_client_id_that_is_not_subscribed_is_said_and_tried_at_the_interval(
+def test_client_id_that_is_not_subscribed_is_told_what_to_do(
     cardata: CarData, new: Client, answered: int
 ) -> None:
     good = [says(200, {"containers": []}), says(201, {"containerId": "S1"})]
-    refusal = says_code("CU-403", message="invalid resource")
-    cardata.api_answers = [*good[:answered], refusal, refusal]
-    for _ in range(2):
-        problem = new.refused()
-        assert problem.wait_s is None
-        assert str(problem) == (
-            "CarData says: invalid resource (CU-403): subscribe the client id to the CarData"
-            " API, and check that you are the car's primary user"
-        )
+    cardata.api_answers = [*good[:answered], says_code("CU-403", message="invalid resource")]
+    assert str(new.refused()) == (
+        "CarData says: invalid resource (CU-403): subscribe the client id to the CarData"
+        " API, and check that you are the car's primary user"
+    )
 
 
 @pytest.mark.parametrize("code", ["CU-104", "CU-120"])
@@ -401,8 +392,8 @@ def test_whole_charge_is_logged_and_told(cardata: CarData, start: Start, kept: P
     script.wait_for_stderr("Fully charged.")
     script.interrupt()
 
-    lines = [re.sub(r"^\S+ \S+  ", "", line) for line in script.stdout]
-    assert [line.split("  ")[:2] for line in lines][:5] == [
+    lines = [re.split("  +", line) for line in script.stdout]
+    assert [line[1:3] for line in lines][:5] == [
         ["41%", "plugged in"],
         ["~53%", "charging"],
         ["~58%", "charging"],

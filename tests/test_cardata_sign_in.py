@@ -16,9 +16,11 @@ from fake_bmw import VIN, Answer, Handler, Recorder
 from fake_cardata import CarData, Client, oauth_error, says, telematic
 
 import i3charge
-from i3charge import Memory, SignInRefused, WaitingForOwner
+from i3charge import Memory, WaitingForOwner
 
-HALF_AN_HOUR_S = 1800
+MINUTE_S = 60
+HOUR_S = 60 * MINUTE_S
+INTERVAL_S = 40 * MINUTE_S
 ADDRESS = "https://customer.bmwgroup.com/oneid/link"
 
 
@@ -49,19 +51,20 @@ def kept_token(path: Path) -> str:
 
 @pytest.mark.parametrize("complete", [True, False])
 def test_address_and_code_are_shown_on_lines_of_their_own(
-    cardata: CarData, new: Client, complete: bool
+    cardata: CarData, new: Client, clock: Clock, complete: bool
 ) -> None:
     cardata.complete_uri = complete
     problem = waits(new)
+    good_until_s = clock.now_s + 5 * MINUTE_S
     address = f"{ADDRESS}?user_code=CODE-1" if complete else ADDRESS
     assert str(problem).split("\n") == [
         "Sign in at BMW: open",
         address,
         "and confirm the code",
         "CODE-1",
-        "It is good for 5 min.",
+        f"It is good until {i3charge.clock_at(good_until_s)}.",
     ]
-    assert problem.news == i3charge.News("sign-in", str(problem), address)
+    assert problem.news == i3charge.News("sign-in", str(problem), address, good_until_s)
     assert problem.wait_s == cardata.interval_s
 
 
@@ -70,7 +73,7 @@ def test_sign_in_goes_on_when_the_owner_has_confirmed(cardata: CarData, new: Cli
     waits(new)
     assert [str(waits(new)) for _ in range(2)] == ["", ""]
     assert new.poll().charge == 62
-    assert new.memory.sign_in.has_worked
+    assert new.memory.sign_in.refresh_token
     assert cardata.spent == 3  # waiting for the owner costs no requests
 
 
@@ -93,72 +96,82 @@ def test_code_outlasts_an_answer_of_no_use(cardata: CarData, new: Client, answer
     waits(new)
     cardata.token_answers = [answer]
     problem = new.refused()
-    assert problem.wait_s == cardata.interval_s + 5 and "(HTTP " in str(problem)
+    assert problem.wait_s is None and "(HTTP " in str(problem)
     waits(new)
     assert new.poll()
 
 
-def test_first_three_codes_follow_each_other_and_then_there_is_half_an_hour_between(
+def test_code_outlasts_a_question_that_is_not_answered(cardata: CarData, new: Client) -> None:
+    waits(new)
+    cardata.stop_listening()
+    assert not new.unanswered().was_sent
+    cardata.listen_again()
+    waits(new)
+    assert new.poll()
+
+
+def test_codes_that_nobody_confirms_follow_each_other_at_the_growing_pause(
     cardata: CarData, new: Client, clock: Clock
 ) -> None:
-    cardata.pending = 10_000
-    shown_s = []
+    cardata.pending, cardata.interval_s = 100_000, 5
+    shown_s, said = [], set()
     began_s = clock.now_s
-    while clock.now_s < began_s + 2 * 3600:
+    while clock.now_s < began_s + 3 * HOUR_S:
         problem = waits(new)
         if "CODE-" in str(problem):
             shown_s.append(clock.now_s)
-        clock.sleep((problem.wait_s or 0) + 5)
+        else:
+            said.add(str(problem))
+        clock.sleep(new.pause_s(problem, INTERVAL_S))
+    # Five minutes for each of them, and after them a pause.
     minutes = [round((later - earlier) / 60) for earlier, later in zip(shown_s, shown_s[1:])]
-    assert minutes == [5, 5, 30, 30, 30]
-
-
-def test_code_that_bmw_calls_expired_is_replaced(cardata: CarData, new: Client) -> None:
-    waits(new)
-    cardata.expired_codes = {"secret-device-1"}
-    assert waits(new).wait_s == 0
-    assert "CODE-2" in str(waits(new))
+    assert minutes == [6, 7, 9, 13, 21, 37, 45]
+    assert said == {"", "nobody has confirmed the code; a new start gives another at once"}
 
 
 def fails_over_the_code(cardata: CarData) -> None:
     cardata.pending, cardata.codes_that_fail = 0, 1
 
 
-def denies_after_a_fault(cardata: CarData) -> None:
-    cardata.token_answers = [says(500), oauth_error(403, "access_denied")]
+def declined(cardata: CarData) -> None:
+    cardata.token_answers = [oauth_error(403, "access_denied")]
 
 
-def calls_it_invalid(cardata: CarData) -> None:
+def invalid(cardata: CarData) -> None:
     cardata.token_answers = [oauth_error(400, "invalid_grant")]
 
 
-@pytest.mark.parametrize("fault", [fails_over_the_code, denies_after_a_fault, calls_it_invalid])
-def test_code_that_bmw_fails_over_is_replaced_and_told_anew(
-    cardata: CarData, new: Client, fault: Any
+def expired(cardata: CarData) -> None:
+    cardata.expired_codes = {"secret-device-1"}
+
+
+ADVICE = ": confirm the next one in a private window without an ad blocker"
+ENDS: list[tuple[Any, str]] = [
+    (fails_over_the_code, f"BMW has failed over this code{ADVICE}"),
+    (declined, f"the sign-in was declined, or BMW has failed over this code{ADVICE}"),
+    (invalid, f"BMW has failed over this code (invalid_grant){ADVICE}"),
+    (expired, "nobody has confirmed the code; a new start gives another at once"),
+]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize(("end", "said"), ENDS)
+def test_whatever_a_code_ends_with_is_said_and_the_next_follows_at_the_growing_pause(
+    cardata: CarData, new: Client, end: Any, said: str, is_first: bool
 ) -> None:
+    if not is_first:  # a sign-in that has worked, of which BMW knows nothing any more
+        new.memory.sign_in.refresh_token = "another"
+        new.memory.sign_in.refusals = 1
     waits(new)
-    fault(cardata)
-    problem = new.refused()
-    if "HTTP 500" in str(problem):
-        problem = new.refused()
-    assert str(problem).startswith("BMW has failed over this code")
-    assert problem.wait_s == 60
-    second = waits(new)
-    assert "CODE-2" in str(second) and second.news
+    end(cardata)
+    problem = waits(new)
+    assert (str(problem), problem.wait_s) == (said, None)
+    assert "CODE-2" in str(waits(new))
     cardata.pending = 0
     assert new.poll()
 
 
 # --- What ends the program, and what does not -----------------------------------------
-
-
-def test_owner_who_declines_ends_a_first_sign_in(cardata: CarData, new: Client) -> None:
-    waits(new)
-    cardata.token_answers = [oauth_error(403, "access_denied")]
-    with pytest.raises(
-        SignInRefused, match=r"\(access_denied\): it was declined, or BMW has failed; start again"
-    ):
-        new.poll()
 
 
 def test_client_id_that_bmw_does_not_know_ends_a_first_sign_in(
@@ -175,70 +188,24 @@ def test_client_id_that_is_not_let_in_yet_is_told_what_to_subscribe(
     cardata.device_answers = [says(403, "<html>")]
     problem = new.refused()
     assert str(problem).endswith(f"{i3charge.SUBSCRIBE} in the My BMW portal")
-    assert problem.wait_s == 60
+    assert problem.wait_s is None
 
 
-class Days:
-    """The polls of days in which BMW refuses the sign-in that has worked."""
-
-    def __init__(self, client: Client, clock: Clock, days: float) -> None:
-        self.said: list[str] = []
-        self.told: list[i3charge.News] = []
-        self.told_hours: list[int] = []
-        self.device_codes: list[int] = []  # that BMW had given when the owner was told
-        began_s = clock.now_s
-        failures = 0
-        while clock.now_s < began_s + days * 24 * 3600:
-            problem = client.refused()
-            self.said += [str(problem)] if str(problem) else []
-            if problem.news:
-                self.told.append(problem.news)
-                self.told_hours.append(round((clock.now_s - began_s) / 3600))
-                self.device_codes.append(len(client.cardata.device_codes))
-            failures += problem.wait_s is None
-            clock.sleep(max(60, i3charge.retry_s(failures, problem, 2400)))
-
-
-def test_outage_of_the_sign_in_is_told_once_and_the_old_token_tried_every_half_hour(
-    cardata: CarData, signed_in: Client, clock: Clock
+def test_client_id_that_bmw_refuses_goes_on_being_tried_where_it_has_worked(
+    cardata: CarData, signed_in: Client
 ) -> None:
     cardata.client_id = "another"
-    token = signed_in.memory.sign_in.refresh_token
-    days = Days(signed_in, clock, 2)
-    assert days.told == [
-        i3charge.News(
-            "error",
+    assert str(signed_in.refused()) == "BMW does not renew the sign-in; it is asked once more"
+    for _ in range(2):
+        problem = signed_in.refused()
+        assert problem.wait_s is None
+        assert problem.news == i3charge.News("error", str(problem))
+        assert str(problem) == (
             "BMW refuses the sign-in (invalid_client): it is out of order, or has deleted the"
-            " client id; then make a new one in the portal",
+            " client id; then make a new one in the portal"
         )
-    ]
-    assert days.said[0] == "BMW does not renew the sign-in; it is asked once more"
-    assert set(days.said[1:]) == {"BMW refuses the sign-in (invalid_client)"}  # in the log
-    tries = [r for r in cardata.seen("/oauth/token") if r.form["refresh_token"] == token]
-    assert 94 <= len(tries) <= 98
-
     cardata.client_id = signed_in.memory.client_id
     assert signed_in.poll()
-    assert not signed_in.memory.sign_in.outage_told
-
-
-def test_code_that_nobody_confirms_is_told_again_once_a_day_and_fresh(
-    cardata: CarData, signed_in: Client, clock: Clock
-) -> None:
-    cardata.refresh_token, cardata.pending = "another", 100_000
-    days = Days(signed_in, clock, 2.5)
-    assert [news.kind for news in days.told] == ["sign-in"] * 3
-    assert days.told_hours[0] == 1  # the refusal is asked for once more
-    assert [b - a for a, b in zip(days.told_hours, days.told_hours[1:])] == [24, 24]
-    for news, number in zip(days.told, days.device_codes):
-        assert f"CODE-{number}\n" in news.message  # the newest of all
-    tries = len(cardata.seen("/oauth/token")) - len(cardata.device_codes)
-    assert tries >= 2.5 * 48
-
-    cardata.pending = 0
-    while signed_in.problem():
-        clock.sleep(60)
-    assert signed_in.memory.sign_in.owner_told_s == 0
 
 
 def test_old_token_that_is_good_again_ends_the_wait(cardata: CarData, signed_in: Client) -> None:
@@ -290,15 +257,6 @@ def test_answer_without_a_refresh_token_keeps_the_good_one(
     assert signed_in.memory.sign_in.refresh_token == token
 
 
-def test_client_id_that_has_worked_is_not_asked_for_every_minute(
-    cardata: CarData, signed_in: Client
-) -> None:
-    cardata.refresh_token = "another"
-    signed_in.refused()
-    cardata.device_answers = [says(403, "<html>")]
-    assert signed_in.refused().wait_s == HALF_AN_HOUR_S
-
-
 @pytest.mark.parametrize("answer", [says(500), says(401), says(403, "<html>"), says(200)])
 def test_gateway_cannot_take_the_refresh_token(
     cardata: CarData, signed_in: Client, answer: Answer
@@ -324,7 +282,7 @@ def test_sign_in_that_is_not_for_cardata_is_made_anew(cardata: CarData, signed_i
     signed_in.memory.container = i3charge.Container()  # a search for one is none at all then
     problem = signed_in.refused()
     assert str(problem).startswith("this sign-in is not for CarData: ")
-    assert problem.wait_s == 60
+    assert problem.wait_s is None
     cardata.pending = 0
     waits(signed_in)
     assert signed_in.poll()
@@ -346,7 +304,7 @@ def test_once_asks_for_no_code_and_tells_the_phone_once(
     for _ in range(2):
         script = start("--once", settings=settings)
         assert script.end() == 1
-        assert script.stderr_with("CarData needs a sign-in: run i3charge.py once by hand")
+        assert script.stderr_with("CarData needs a sign-in: run i3charge.py by hand")
     assert cardata.requests == []
     assert len(ntfy.accepted) == 1
 
@@ -358,17 +316,15 @@ def test_refresh_token_is_not_spent_where_the_new_one_cannot_be_kept(
     cardata: CarData, signed_in: Client, tmp_path: Path
 ) -> None:
     signed_in.memory.path = tmp_path / "nowhere" / ".i3charge.json"
-    first, second = signed_in.refused(), signed_in.refused()
-    assert first.news and first.news.kind == "error" and str(first) == ""
-    assert first.news.message.startswith("No readings until the disk works again")
-    assert second.news is None and str(second)
+    for _ in range(2):
+        problem = signed_in.refused()
+        assert str(problem).startswith("the sign-in is not renewed, for the disk could not")
+        assert problem.news and problem.news.kind == "error"
+        assert problem.news.message.startswith("No readings until the disk works again")
     assert cardata.requests == []
 
     signed_in.memory.path = tmp_path / ".i3charge.json"
     assert signed_in.poll()
-    signed_in.memory.path = tmp_path / "nowhere" / ".i3charge.json"
-    signed_in.memory.sign_in.expires_s = 0.0
-    assert signed_in.refused().news  # another time, it is told again
 
 
 @pytest.mark.parametrize("expires_s", [0.0, 4e9], ids=["to-renew", "good"])

@@ -49,8 +49,9 @@ def test_demo_charges_to_full(
     script = start("--demo", settings=own, macos="14.5")
     assert script.end(60) == 0
 
-    lines = [line.split("  ") for line in script.stdout]
-    assert lines[0][1:3] == ["61%", "plugged in"] and lines[-1][1:] == ["100%", "full", "160 km"]
+    lines = [re.split("  +", line) for line in script.stdout]
+    assert lines[0][1:] == ["61%", "plugged in", "97 km"]
+    assert lines[-1][1:] == ["100%", "full", "160 km"]
     assert {line[2] for line in lines[1:-1]} == {"charging"}
     charges = [int(line[1].rstrip("%")) for line in lines]
     assert charges == sorted(charges) and len(lines) == 28
@@ -88,14 +89,14 @@ def test_demo_runs_where_the_script_is_copied_alone(tmp_path: Path, env: dict[st
 # --- The log in a pipe ----------------------------------------------------------------
 
 
-def test_plain_line_in_a_pipe(portal: Portal, start: Start) -> None:
+def test_line_in_a_pipe(portal: Portal, start: Start) -> None:
     old = f"{datetime.now(timezone.utc) - timedelta(minutes=25):%d.%m.%Y %T} UTC"
     portal.readings = [car(updateTime=old)]
     script = start("--once", settings=portal.settings())
     assert script.end() == 0
     assert len(script.stdout) == len(portal.polls_seen()) == 1
-    line = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  62%  charging  101 km  full about \d\d:\d\d"
-    assert re.fullmatch(line + r"  \(car last reported 25 min ago\)", script.stdout[0])
+    line = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d   62%  charging    101 km  full \d\d:\d\d"
+    assert re.fullmatch(line + "  car: 25 min ago", script.stdout[0])
     assert script.stderr == []
 
 
@@ -207,7 +208,7 @@ def test_line_suits_the_terminal(monkeypatch: pytest.MonkeyPatch, name: str) -> 
         terminal.read_until("\n")
     os.close(terminal.ours)
     start = rf"\w{{3}} \d\d:\d\d  {reading.percent:>4}  "
-    line = rf"{start}{re.escape(bar)}{reading.status:<12}  101 km  full \d\d:\d\d\r\n"
+    line = rf"{start}{re.escape(bar)}{reading.status:<10}  101 km  full \d\d:\d\d\r\n"
     assert re.fullmatch(line, terminal.text), terminal.text
     assert len(COLOUR.sub("", terminal.text).rstrip()) < columns
 
@@ -241,7 +242,7 @@ def test_night_on_a_terminal(
     script = terminal.start(
         start,
         settings=portal.settings(),
-        constants={"LONGEST_BACKOFF_S": 0},
+        constants={"LEAST_LONGEST_PAUSE_S": 0},
         macos="14.5",
         extra_env=environment,
     )
@@ -277,19 +278,19 @@ def test_sign_in_on_a_terminal_does_not_look_like_an_error(
 ) -> None:
     cardata.pending = 10**6
     script = terminal.start(start, settings=cardata.settings(), macos="14.5")
-    terminal.read_until("It is good for 5 min.")
+    terminal.read_until("It is good until ")
     terminal.read_until("i3: waiting for you")
     terminal_notifier.wait_for_calls(1)
     assert script.interrupt() == 130
     terminal.read_until()
     lines = [COLOUR.sub("", line) for line in terminal.text.splitlines()]
     first = next(n for n, line in enumerate(lines) if "Sign in at BMW: open" in line)
-    assert lines[first + 1 : first + 5] == [
+    assert lines[first + 1 : first + 4] == [
         "https://customer.bmwgroup.com/oneid/link?user_code=CODE-1",
         "and confirm the code",
         "CODE-1",
-        "It is good for 5 min.",
     ]
+    assert re.fullmatch(r"It is good until \d\d:\d\d\.", lines[first + 4])
     assert RED not in terminal.text
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 from conftest import Clock, Start
-from fake_bmw import Portal, Recorder, car
+from fake_bmw import VIN, Portal, Recorder, car
+from fake_cardata import CarData, Client
 
 import i3charge
-from i3charge import Memory, Message, News, NoReading, Reading, Settings, SignInRefused
+from i3charge import Memory, Message, News, NoAnswer, NoReading, Reading, Settings, SignInRefused
 
 MINUTE_S = 60
 IDLE = Reading(60, status="plugged in")
@@ -66,11 +67,12 @@ class Told:
         self.told.append(news.message)
 
 
-def run(door: Door, minutes: float = 600, interval_s: float = 2400, **more: Any) -> Told:
+def run(door: Any, minutes: float = 600, interval_s: float = 2400, **more: Any) -> Told:
     """Let the loop run for so long."""
-    told: Any = Told()
+    told: Any = more.pop("told", None) or Told()
     memory = more.pop("memory", Memory())
     settings = Settings(ntfy_url=more.pop("ntfy_url", ""))
+    outbox = i3charge.Outbox(settings, memory, "", tries_again=True)
     loop = i3charge.Loop(
         door=door,
         interval_s=interval_s,
@@ -78,7 +80,7 @@ def run(door: Door, minutes: float = 600, interval_s: float = 2400, **more: Any)
         watch=i3charge.ChargeWatch(memory, 0, interval_s),
         log=told,
         desktop=told,
-        outbox=i3charge.Outbox(settings, i3charge.Http(), memory, ""),
+        outbox=outbox,
         **more,
     )
     door.clock.ends_s = door.began_s + minutes * MINUTE_S
@@ -111,11 +113,23 @@ def test_poll_that_is_brought_forward_comes_at_its_moment(clock: Clock) -> None:
     assert told.told == [f"Full in about 10 min, at {i3charge.clock_at(full_at_s)}"]
 
 
-def test_failures_wait_longer_and_longer_and_a_reading_ends_that(clock: Clock) -> None:
-    unsent = NoReading("no network", was_sent=False)
-    door = Door(clock, unsent, unsent, unsent, IDLE, unsent, IDLE)
-    run(door, minutes=120)
-    assert gaps(door)[:5] == [61, 121, 241, 2400, 61]
+UNSENT = NoAnswer("no network", was_sent=False)
+FAILED = NoReading("BMW has failed")
+
+
+@pytest.mark.parametrize("failure", [UNSENT, NoAnswer("no answer", was_sent=True), FAILED])
+def test_failures_wait_longer_and_longer_and_a_reading_ends_that(
+    clock: Clock, failure: Exception
+) -> None:
+    door = Door(clock, *[failure] * 8, IDLE, failure, IDLE)
+    run(door, minutes=300)
+    minutes = [round(gap / MINUTE_S) for gap in gaps(door)]
+    assert minutes[:10] == [1, 2, 4, 8, 16, 32, 40, 40, 40, 1]
+
+
+def test_failures_at_a_short_interval_wait_for_five_minutes_at_most() -> None:
+    found = [i3charge.growing_pause_s(failures, 60) for failures in (1, 2, 3, 4, 5, 2000)]
+    assert found == [60, 120, 240, 300, 300, 300]
 
 
 def test_wait_that_a_problem_names_is_kept(clock: Clock) -> None:
@@ -124,7 +138,7 @@ def test_wait_that_a_problem_names_is_kept(clock: Clock) -> None:
     assert gaps(door) == [8]
 
 
-@pytest.mark.parametrize("first", [IDLE, NoReading("BMW has failed")])
+@pytest.mark.parametrize("first", [IDLE, NoReading("a pause", wait_s=2400.0)])
 def test_poll_that_fell_due_in_sleep_is_made_after_waking(clock: Clock, first: Any) -> None:
     door = Door(clock, first, IDLE)
     sleep = clock.sleep
@@ -169,7 +183,7 @@ def test_nap_is_a_minute_at_most(clock: Clock) -> None:
 
 def test_failure_is_said_with_the_next_try(clock: Clock, log: pytest.LogCaptureFixture) -> None:
     told = run(Door(clock, NoReading("BMW has failed")), minutes=1)
-    assert log.messages == ["BMW has failed; next try in 40 min"]
+    assert log.messages == ["BMW has failed; next try in 60 s"]
     assert told.titles == ["i3: no reading"]
 
 
@@ -181,39 +195,89 @@ def test_waiting_for_the_owner_is_no_failure(clock: Clock, log: pytest.LogCaptur
     ]
 
 
-def test_fault_of_our_own_does_not_end_it(clock: Clock, log: pytest.LogCaptureFixture) -> None:
-    log.set_level(logging.DEBUG, logger="i3charge")
-
-    def fail() -> None:
-        secret = {"a secret": 1}
-        secret["another secret"]
-
-    told = run(Door(clock, fail, IDLE), minutes=60)
-    assert told.lines == 1
-    *frames, said = log.messages
-    assert "a fault in i3charge itself: KeyError in test_loop.py, line " in said
-    assert frames[-1].endswith("in fail") and "in poll" in frames[0]
-    assert "secret" not in log.text
-
-
 def test_refused_sign_in_is_told_and_ends_it(clock: Clock) -> None:
     told: Any = run(Door(clock, SignInRefused("BMW refuses the sign-in")))
     assert (told.told, told.status) == (["BMW refuses the sign-in"], 1)
 
 
-def test_news_of_a_problem_is_told(clock: Clock) -> None:
-    news = News("error", "have a look")
-    assert run(Door(clock, NoReading("", news=news)), minutes=1).told == ["have a look"]
+# --- Trouble is told once a day -------------------------------------------------------
+
+
+def test_trouble_that_goes_on_is_told_once_a_day(clock: Clock) -> None:
+    door = Door(clock, NoReading("broken", news=News("error", "have a look")))
+    assert run(door, minutes=2.5 * 24 * 60).told == ["have a look"] * 3
+
+
+def test_trouble_that_a_reading_has_ended_is_told_anew(clock: Clock) -> None:
+    broken = NoReading("broken", news=News("error", "have a look"))
+    door = Door(clock, broken, broken, IDLE, broken)
+    assert run(door, minutes=120).told == ["have a look"] * 2
+
+
+def test_restart_does_not_tell_a_trouble_again(clock: Clock, tmp_path: Path) -> None:
+    broken = NoReading("broken", news=News("error", "have a look"))
+    for expected in (["have a look"], []):
+        memory = i3charge.load_memory(tmp_path / ".i3charge.json", "", "")
+        assert run(Door(clock, broken), once=True, memory=memory).told == expected
+
+
+class Owner:
+    """Signs in, or tries to, with the whole script in the clock's time."""
+
+    def __init__(self, cardata: CarData, clock: Clock, hours: float, **sign_in: Any) -> None:
+        memory = cardata.signed_in(expires_s=0.0, **sign_in)
+        began_s = clock.now_s
+        cardata.interval_s = 5
+        client = Client(cardata, memory)
+        self.hours: list[float] = []  # of each sign-in that is told
+
+        def show(news: News) -> None:
+            if news.kind == "sign-in":
+                self.hours.append((clock.now_s - began_s) / 3600)
+
+        door: Any = client.door
+        door.clock, door.began_s = clock, began_s
+        told = Told()
+        told.show = show  # type: ignore[method-assign]
+        run(door, minutes=hours * 60, memory=memory, told=told)
+
+
+def test_sign_in_is_told_again_at_most_every_six_hours(cardata: CarData, clock: Clock) -> None:
+    cardata.pending = 100_000
+    owner = Owner(cardata, clock, 26, refresh_token="another")
+    gaps = [later - earlier for earlier, later in zip(owner.hours, owner.hours[1:])]
+    assert len(gaps) == 4 and all(6 <= gap <= 6.8 for gap in gaps)
+
+
+def test_code_that_bmw_has_refused_is_followed_by_one_that_is_told(
+    cardata: CarData, clock: Clock
+) -> None:
+    cardata.pending, cardata.codes_that_fail = 3, 1
+    owner = Owner(cardata, clock, 1, refresh_token="another")
+    assert len(owner.hours) == 2 and cardata.sign_ins == 1
+
+
+def test_night_in_which_bmw_refuses_every_code_rings_once_an_hour_at_most(
+    cardata: CarData, clock: Clock
+) -> None:
+    cardata.pending, cardata.codes_that_fail = 0, 100_000
+    owner = Owner(cardata, clock, 10, refresh_token="another")
+    first, second, *others = owner.hours
+    assert second - first < 0.1
+    gaps = [later - earlier for earlier, later in zip(owner.hours[1:], others)]
+    assert others and min(gaps) >= 1
+
+
+# --- Silence --------------------------------------------------------------------------
 
 
 def test_silence_is_told_while_waiting_but_not_at_waking(clock: Clock) -> None:
-    sent = NoReading("BMW has failed")
-    door = Door(clock, CHARGING, sent)
+    door = Door(clock, CHARGING, FAILED)
     told = run(door, minutes=90)
     assert [message[:22] for message in told.told] == ["No word from BMW since"]
 
 
-@pytest.mark.parametrize("wakes_to", [CHARGING, NoReading("no network", was_sent=False)])
+@pytest.mark.parametrize("wakes_to", [CHARGING, UNSENT])
 def test_silence_of_a_sleeping_computer_is_no_news(clock: Clock, wakes_to: Any) -> None:
     door = Door(clock, CHARGING, wakes_to, CHARGING)
     sleep = clock.sleep
@@ -228,13 +292,12 @@ def test_silence_of_a_sleeping_computer_is_no_news(clock: Clock, wakes_to: Any) 
 
 
 def test_silence_is_told_where_every_wait_is_short(clock: Clock) -> None:
-    unsent = NoReading("no network", was_sent=False)
-    told = run(Door(clock, CHARGING, unsent), interval_s=60, minutes=70)
+    told = run(Door(clock, CHARGING, UNSENT), interval_s=60, minutes=70)
     assert len(told.told) == 1
 
 
 def test_phone_is_tried_again_while_waiting(clock: Clock, ntfy: Recorder) -> None:
-    waiting = Message("NTFY_URL", "hello", "hello", made_s=clock.now_s)
+    waiting = Message("NTFY_URL", News("full", "hello"), made_s=clock.now_s)
     waiting.next_try_s = clock.now_s + 300
     memory = Memory(outbox=[waiting])
     door = Door(clock, IDLE)
@@ -259,11 +322,79 @@ def test_news_is_on_disk_before_anybody_hears_of_it(
     assert seen == [(True, ["Charging from 60%"])]
 
 
+# --- A fault of our own ---------------------------------------------------------------
+
+
+def fail(*_: Any) -> None:
+    """With a secret in its hands."""
+    secret = {"a secret": 1}
+    secret["another secret"]
+
+
+RISING = [Reading(40 + step, status="charging", source="BMW") for step in range(0, 60, 6)]
+
+
+def test_fault_is_said_with_its_place_and_without_its_text(
+    clock: Clock, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.set_level(logging.DEBUG, logger="i3charge")
+    monkeypatch.setattr(i3charge.ChargeWatch, "take", fail)
+    run(Door(clock, IDLE), minutes=1)
+    *frames, said = log.messages
+    assert said.startswith("a fault in i3charge itself: KeyError in test_loop.py, line ")
+    assert "in guard" in frames[0] and frames[-1].endswith("in fail")
+    assert "secret" not in log.text
+
+
+@pytest.mark.parametrize("where", ["ChargeWatch.take", "Outbox._post", "held"])
+def test_fault_anywhere_in_the_round_is_told_once_and_the_next_poll_comes(
+    clock: Clock, ntfy: Recorder, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(f"i3charge.{where}", fail)
+    door = Door(clock, IDLE, *RISING)
+    told = run(door, minutes=20 * 60, ntfy_url=ntfy.url + "secret-topic")
+    assert len(door.polls_s) > 25
+    assert sum(message.startswith("a fault in") for message in told.told) == 1
+
+
+@pytest.mark.parametrize("where", ["write", "show"])
+def test_fault_in_the_log_or_on_the_desktop_is_told_once_on_the_phone(
+    clock: Clock, ntfy: Recorder, where: str
+) -> None:
+    told: Any = Told()
+    setattr(told, where, fail)
+    door = Door(clock, IDLE, *RISING)
+    run(door, minutes=20 * 60, ntfy_url=ntfy.url + "secret-topic", told=told)
+    assert len(door.polls_s) > 25
+    assert sum(message.startswith("a fault in") for message in ntfy.messages()) == 1
+
+
+def test_fault_in_telling_does_not_delay_the_question_whether_a_code_was_confirmed(
+    cardata: CarData, clock: Clock
+) -> None:
+    told: Any = Told()
+    told.show = fail
+    cardata.pending, cardata.interval_s = 3, 5
+    memory = Memory(cardata.client_id, VIN)
+    door: Any = Client(cardata, memory).door
+    door.clock, door.began_s = clock, clock.now_s
+    run(door, minutes=0.5, memory=memory, told=told)
+    assert cardata.sign_ins == 1 and told.lines == 1
+
+
+def test_fault_that_stays_fills_no_log(
+    clock: Clock, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, ntfy: Recorder
+) -> None:
+    monkeypatch.setattr(i3charge.Outbox, "_post", fail)
+    run(Door(clock, IDLE, CHARGING), minutes=10 * 60, ntfy_url=ntfy.url + "secret-topic")
+    assert 1 <= sum("a fault in" in message for message in log.messages) < 40
+
+
 # --- How it ends ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("does", "status"), [(IDLE, 0), (NoReading("BMW has failed"), 1), (SignInRefused("no"), 1)]
+    ("does", "status"), [(IDLE, 0), (FAILED, 1), (UNSENT, 1), (SignInRefused("no"), 1)]
 )
 def test_once_ends_with_its_poll(clock: Clock, does: Any, status: int) -> None:
     door = Door(clock, does)
@@ -283,6 +414,13 @@ def test_closed_pipe_ends_it_quietly_and_loses_no_news(
     os.close(reader)
     assert script.end() == 0
     assert script.stderr_with("Traceback") == script.stderr_with("Broken") == 0
+
+
+def test_nobody_reads_the_log_any_more_and_the_memory_cannot_be_written(clock: Clock) -> None:
+    told: Any = Told()
+    told.is_unread = True
+    memory = Memory(path=Path("/nowhere/.i3charge.json"))
+    assert run(Door(clock, IDLE), told=told, memory=memory).status == 0  # type: ignore[attr-defined]
 
 
 def test_log_that_cannot_be_written_is_said_once(portal: Portal, start: Start) -> None:

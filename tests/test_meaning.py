@@ -210,7 +210,7 @@ def test_recorded_answer_of_a_car_that_does_not_charge() -> None:
     found = i3charge.reading_in(TelematicData(values, now.timestamp()))
     assert found
     assert (found.percent, found.status, found.plugged) == ("~63%", "not charging", None)
-    assert i3charge.plain_line(found).endswith("(car last reported 11 min ago)")
+    assert i3charge.text_line(found, "%H:%M", "").endswith("car: 11 min ago")
 
 
 # --- Without a prediction -------------------------------------------------------------
@@ -449,5 +449,5 @@ def test_any_answer_is_a_sane_reading_or_none(values: dict[str, Any]) -> None:
         assert 0 <= found.charge <= 100
         assert found.status in get_args(i3charge.Status)
         assert found.source != "interpolated" or found.charge <= 99
-        assert i3charge.plain_line(found).isprintable()
+        assert i3charge.text_line(found, "%H:%M", "").isprintable()
         json.loads(i3charge.json_line(found))

@@ -17,7 +17,7 @@ from fake_bmw import VIN, Portal, Recorder
 from fake_cardata import CarData, full, telematic
 
 import i3charge
-from i3charge import ChargingSession, Container, Memory, Message, Reading, SignIn
+from i3charge import ChargingSession, Container, Memory, Message, News, Reading, SignIn
 
 
 def memory(path: Path) -> Memory:
@@ -25,12 +25,13 @@ def memory(path: Path) -> Memory:
     return Memory(
         client_id="client",
         vin=VIN,
-        sign_in=SignIn(access_token="secret-access", expires_s=4e9, has_worked=True),
+        sign_in=SignIn("secret-access", 4e9, "secret-refresh", 1),
         container=Container("S1", i3charge.FULL, next_search_s=5.5),
         requests_s=[1.5, 2],
         last=Reading(61.5, 1e9, "charging", plugged=True, range=101, car_said=41),
         session=ChargingSession(9e8, "41%", told=["soon"]),
-        outbox=[Message("NTFY_URL", "Full", "Full", {"Title": "BMW i3"}, made_s=1e9)],
+        told_s={"sign-in": 1e9},
+        outbox=[Message("NTFY_URL", News("full", "Full"), 61.5, True, "full", made_s=1e9)],
         path=path,
     )
 
@@ -171,6 +172,7 @@ def test_what_an_older_version_has_kept_is_read_as_far_as_it_fits(path: Path) ->
     assert (loaded.container, loaded.requests_s) == (Container("S1", i3charge.FULL), [1.5])
     assert loaded.session.is_on and loaded.session.told == ["soon"]
     assert loaded.last is None
+    assert loaded.outbox == []  # what it says cannot be told any more
 
 
 ODD: list[Any] = [None, True, -1, 1e300, float("nan"), "now", [], [1], {}, {"a": []}]
@@ -192,10 +194,11 @@ def test_odd_value_costs_its_field_and_nothing_else(path: Path, value: Any) -> N
                 assert rest == whole[part]
 
 
+PARTS = ["sign_in", "container", "requests_s", "last", "session", "told_s", "outbox"]
+
+
 @pytest.mark.parametrize("value", ODD, ids=repr)
-@pytest.mark.parametrize(
-    "part", ["sign_in", "container", "requests_s", "last", "session", "outbox"]
-)
+@pytest.mark.parametrize("part", PARTS)
 def test_odd_part_is_begun_anew_and_the_others_stay(path: Path, part: str, value: Any) -> None:
     assert memory(path).save()
     kept = {**json.loads(path.read_text()), part: value}

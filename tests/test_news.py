@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 import i3charge
-from i3charge import Memory, NoReading, Reading
+from i3charge import Memory, News, Reading
 
 START_S = datetime(2026, 8, 18, 18, 0, tzinfo=timezone.utc).timestamp()  # 20:00 in Amsterdam
 VIN = "WBY00000000000000"
@@ -306,23 +306,19 @@ def test_still_is_not_told_of_a_car_that_was_away_in_between(night: Night) -> No
 # --- What is not known ----------------------------------------------------------------
 
 
-def test_silence_in_a_charge_is_told_once(night: Night) -> None:
+@pytest.mark.parametrize(
+    ("minutes", "is_told"), [(79, False), (80, True), (24 * 60, True), (24 * 60 + 1, False)]
+)
+def test_silence_in_a_charge_is_news_for_a_day(night: Night, minutes: float, is_told: bool) -> None:
     night.take(10, 62, source="BMW")
-    silent_s = [(10 + minutes) * 60 for minutes in (79, 80, 81)]
-    told = [night.watch.note_silence(START_S + s) for s in silent_s]
-    assert [[n.message for n in news] for news in told] == [
-        [],
-        ["No word from BMW since 20:10 (~62%, charging)"],
-        [],
-    ]
-    night.take(100, 70)
-    assert night.watch.note_silence(START_S + 180 * 60)
+    news = night.watch.silence_news(START_S + (10 + minutes) * 60)
+    message = "No word from BMW since 20:10 (~62%, charging)"
+    assert news == (News("error", message) if is_told else None)
 
 
-@pytest.mark.parametrize("status", ["waiting"])
-def test_silence_outside_of_a_charge_is_no_news(night: Night, status: str) -> None:
-    night.take(10, 62, status)
-    assert night.watch.note_silence(START_S + 5 * 3600) == []
+def test_silence_outside_of_a_charge_is_no_news(night: Night) -> None:
+    night.take(10, 62, "waiting")
+    assert night.watch.silence_news(START_S + 5 * 3600) is None
 
 
 # --- The pace -------------------------------------------------------------------------
@@ -413,24 +409,6 @@ def test_creeping_estimate_does_not_drain_the_quota() -> None:
         night.take(minute, 98, left=5)
         found.append(round(night.next_poll_in()))
     assert found.count(10) <= 5
-
-
-@pytest.mark.parametrize(
-    ("problem", "waits"),
-    [
-        (NoReading("BMW fails"), [2400, 2400, 2400]),
-        (NoReading("no network", was_sent=False), [60, 120, 240, 480, 960, 1920, 2400]),
-        (NoReading("a pause", wait_s=7), [7, 7]),
-    ],
-)
-def test_failures_wait_longer_and_longer(problem: NoReading, waits: list[float]) -> None:
-    found = [i3charge.retry_s(n + 1, problem, 2400) for n in range(len(waits))]
-    assert found == waits
-
-
-def test_failures_at_a_short_interval_wait_for_five_minutes_at_most() -> None:
-    found = [i3charge.retry_s(n, NoReading("BMW fails"), 60) for n in range(1, 6)]
-    assert found == [60, 120, 240, 300, 300]
 
 
 # --- Any night ------------------------------------------------------------------------

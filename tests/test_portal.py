@@ -19,7 +19,7 @@ NOW = datetime(2018, 2, 27, 20, 0, tzinfo=timezone.utc)
 
 def door_to(portal: Portal, **variables: str) -> i3charge.Portal:
     settings = i3charge.load_settings({**portal.settings(), **variables}, [], "")
-    return i3charge.Portal(settings, i3charge.Http())
+    return i3charge.Portal(settings)
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_answer_of_no_use_is_no_reading(
 
 
 def reading(charge: str, **attributes: str) -> Reading:
-    door = i3charge.Portal(i3charge.Settings(), i3charge.Http())
+    door = i3charge.Portal(i3charge.Settings())
     found = door.reading_in({"chargingLevelHv": charge, **attributes}, NOW.timestamp())
     assert found
     return i3charge.held(found, None, i3charge.ChargingSession())
