@@ -28,7 +28,8 @@ import warnings
 
 if __name__ == "__main__":
     # A Ctrl-C during the imports below ends the program without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     # urllib3 warns of the old TLS library that macOS has; the owner cannot change it.
     warnings.simplefilter("ignore")
 
@@ -49,7 +50,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -218,13 +219,17 @@ def check_names(names: Iterable[str]) -> list[str]:
 
 
 def load_settings(
-    variables: Mapping[str, str], problems: list[str], advice: str
+    variables: Mapping[str, str],
+    problems: list[str],
+    advice: str,
+    in_file: Collection[str] = (),
 ) -> Settings:
     """Make settings of variables; CannotStart with all that is wrong, in one go.
 
-    `problems` were found before; the advice follows where a setting is missing.
+    `problems` were found before; the advice follows where a setting is missing. The
+    variables that are `in_file` hide others of the environment.
     """
-    checked = CheckedVariables(variables, problems)
+    checked = CheckedVariables(variables, problems, in_file)
     settings = Settings(
         vin=checked.vin(),
         notify_at=checked.notify_at(),
@@ -272,7 +277,7 @@ def with_portal(settings: Settings, checked: CheckedVariables) -> Settings:
         settings,
         username=checked.text("USERNAME"),
         password=checked.text("PASSWORD"),
-        auth_client_id=checked.text("AUTH_CLIENT_ID"),
+        auth_client_id=checked.copied("AUTH_CLIENT_ID", checked.text("AUTH_CLIENT_ID")),
         redirect_uri=checked.text("AUTH_REDIRECT_URI", PORTAL_REDIRECT_URI),
         portal_url=url,
         login_url=checked.url("AUTH_BASE_URL", PORTAL_LOGIN_URL),
@@ -286,8 +291,14 @@ class CheckedVariables:
     No problem names a value, for it could be a mislaid password.
     """
 
-    def __init__(self, variables: Mapping[str, str], problems: list[str]) -> None:
+    def __init__(
+        self,
+        variables: Mapping[str, str],
+        problems: list[str],
+        in_file: Collection[str] = (),
+    ) -> None:
         self._variables = variables
+        self._in_file = in_file
         self.problems = list(problems)
         self.is_incomplete = False
 
@@ -295,15 +306,26 @@ class CheckedVariables:
         """Without a default, it is required."""
         value = self._variables.get(name) or default
         if not value.strip():
-            self.problems.append(f"{name} is missing or empty")
+            where = " (it is empty in the file)" if name in self._in_file else ""
+            self.problems.append(f"{name} is missing or empty{where}")
             self.is_incomplete = True
         return value
+
+    def copied(self, name: str, value: str) -> str:
+        """Without the blanks around it; "" where it holds what came along with it."""
+        stray = stray_character(value.strip())
+        if not stray:
+            return value.strip()
+        self.problems.append(
+            f"{name} holds {stray}, perhaps copied with it: type it anew"
+        )
+        return ""
 
     def url(
         self, name: str, default: str = "", *, is_plain_allowed: bool = False
     ) -> str:
         """An address, or "". Secrets go to https only, or to this computer."""
-        value = (self._variables.get(name) or default).strip()
+        value = self.copied(name, self._variables.get(name) or default)
         if not value or is_web_address(value, is_plain_allowed or is_loopback(value)):
             return value
         begins = "http:// or https://" if is_plain_allowed else "https://"
@@ -319,7 +341,7 @@ class CheckedVariables:
 
     def vin(self) -> str:
         name = "VEHICLE_IDENTIFICATION_NUMBER"
-        value = self.text(name).strip()
+        value = self.copied(name, self.text(name))
         if value and len(value) != 17:
             should = f"17 characters (this has {len(value)})"
             self.problems.append(f"{name} should be {should}")
@@ -330,7 +352,10 @@ class CheckedVariables:
 
     def client_id(self) -> str:
         """In lower case where it is a UUID: BMW may show another, but refuses it."""
-        value = self.text("CARDATA_CLIENT_ID").strip()
+        name = "CARDATA_CLIENT_ID"
+        value = self.copied(name, self.text(name))
+        if value and not re.fullmatch("[A-Za-z0-9-]+", value):
+            self.problems.append(f"{name} should be letters, digits and hyphens")
         uuid = "[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
         return value.lower() if re.fullmatch(uuid, value) else value
 
@@ -354,6 +379,17 @@ class CheckedVariables:
             logger.warning("LOG_INTERVAL is raised to %s: %s", raised, why)
             value_ms = least_ms
         return value_ms / 1000
+
+
+def stray_character(value: str) -> str:
+    """The kind of a character that one does not type, such as an invisible one."""
+    for char in value:
+        if char.isprintable() and (char.isascii() or char.isalnum()):
+            continue
+        import unicodedata  # only here, for it is seldom needed
+
+        return f"a {unicodedata.name(char, 'control character').lower()}"
+    return ""
 
 
 def is_web_address(url: str, is_plain_allowed: bool) -> bool:
@@ -923,8 +959,12 @@ def send(request: Request) -> HttpAnswer:
         # The text of these errors holds the address. A malformed Location is a
         # ValueError, although redirects are not followed.
         why = f"no answer from {host} when asked for {request.what}"
-        kind = type(error).__name__
-        raise NoAnswer(f"{why} ({kind})", was_sent=was_sent(error)) from None
+        unsent = why_unsent(error)
+        if unsent:
+            why = f"{why}: this computer could not send it, for {unsent}"
+        else:
+            why = f"{why} ({type(error).__name__})"
+        raise NoAnswer(why, was_sent=not unsent and was_connected(error)) from None
 
     status = response.status_code
     logger.debug("asked %s for %s: HTTP %d", host, request.what, status)
@@ -939,20 +979,33 @@ def read_body(response: requests.Response) -> bytes:
     return body
 
 
-NEVER_CONNECTED = (
-    requests.exceptions.ConnectTimeout,
-    # A wrong certificate, such as that of a hotel's network before one has signed in.
-    requests.exceptions.SSLError,
-    requests.exceptions.ProxyError,
-)
+def why_unsent(error: Exception) -> str:
+    """What of this computer has kept a request back; "" where it was not that."""
+    is_of_requests = isinstance(error, requests.exceptions.RequestException)
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "its proxy does not answer"
+    if isinstance(error, requests.exceptions.SSLError):
+        return (
+            "the certificate that came is not to be trusted"  # as a hotel's network's
+        )
+    if isinstance(error, OSError) and not is_of_requests:
+        place = "look at REQUESTS_CA_BUNDLE, or set up .venv anew"
+        return f"its file of certificates is missing: {place}"
+    is_of_urllib3 = isinstance(error, urllib3.exceptions.LocationValueError)
+    if is_of_urllib3 or (is_of_requests and isinstance(error, ValueError)):
+        # A proxy with SOCKS needs a package that is not installed.
+        return (
+            "the address or a proxy's cannot be used: look at ALL_PROXY and HTTPS_PROXY"
+        )
+    return ""
 
 
-def was_sent(error: Exception) -> bool:
+def was_connected(error: Exception) -> bool:
     """Whether the other side may have read the request.
 
     It has not where no connection was made: refused, no route, no name, out of time.
     """
-    if isinstance(error, NEVER_CONNECTED):
+    if isinstance(error, requests.exceptions.ConnectTimeout):
         return False
     reason = getattr(error.args[0], "reason", None) if error.args else None
     return not isinstance(reason, urllib3.exceptions.NewConnectionError)
@@ -1312,6 +1365,7 @@ QUOTA_USED_UP = "CU-429"
 
 # Two of the 50 that BMW allows are left to the owner's own use of its web portal.
 REQUESTS_A_DAY = 48
+LEAST_REQUESTS_A_DAY = 10
 # A computer without a battery for its clock starts in 1970.
 CLOCK_IS_SET_S = datetime(2025, 1, 1, tzinfo=timezone.utc).timestamp()
 
@@ -1323,6 +1377,7 @@ class CarDataApi:
         self, settings: Settings, memory: Memory, sign_in: CarDataSignIn
     ) -> None:
         self._vin = settings.vin
+        self._most_requests = requests_a_day(settings.interval_s)
         self._memory = memory
         self._sign_in = sign_in
 
@@ -1352,7 +1407,7 @@ class CarDataApi:
         """Note a request before it is sent. NoReading where the day's are spent."""
         now_s = time.time()
         spent_s = requests_of_a_day(self._memory.requests_s, now_s)
-        wait_s = quota_wait_s(spent_s, now_s)
+        wait_s = quota_wait_s(spent_s, now_s, self._most_requests)
         if wait_s > 0:
             raise NoReading("CarData's requests for 24 hours are spent", wait_s=wait_s)
         if now_s > CLOCK_IS_SET_S:
@@ -1392,7 +1447,8 @@ def advice_on(code: str) -> str:
     if code in CAR_REFUSED:
         return "; check VEHICLE_IDENTIFICATION_NUMBER"
     if code == TOO_MANY_CONTAINERS:
-        return ": delete one in the portal"
+        others = "CarData allows ten containers, and other programs have made them"
+        return f": {others}: delete one with the program that made it"
     if code == DESCRIPTOR_REFUSED:
         return ": get a newer i3charge.py"
     if code == NOT_SUBSCRIBED:
@@ -1411,11 +1467,15 @@ def requests_of_a_day(requests_s: Iterable[float], now_s: float) -> list[float]:
     return sorted(min(at_s, now_s) for at_s in requests_s if now_s - at_s < A_DAY_S)
 
 
-def quota_wait_s(spent_s: list[float], now_s: float) -> float:
+def requests_a_day(interval_s: float) -> int:
+    """BMW counts an account, so each of two cars on one has half of them."""
+    share = REQUESTS_A_DAY * CARDATA_INTERVAL_MS / 1000 / interval_s
+    return int(min(max(share, LEAST_REQUESTS_A_DAY), REQUESTS_A_DAY))
+
+
+def quota_wait_s(spent_s: list[float], now_s: float, most: int) -> float:
     """Seconds until one more is allowed in 24 hours; 0 for at once."""
-    if len(spent_s) < REQUESTS_A_DAY:
-        return 0.0
-    return spent_s[-REQUESTS_A_DAY] + A_DAY_S - now_s
+    return spent_s[-most] + A_DAY_S - now_s if len(spent_s) >= most else 0.0
 
 
 class CarData:
@@ -2606,12 +2666,13 @@ def requests_to_spare(
     requests_s: list[float], now_s: float, interval_s: float
 ) -> float:
     """How many requests can be made beside the regular ones, without a gap later."""
-    to_spare = float(REQUESTS_A_DAY)
+    most = requests_a_day(interval_s)
+    to_spare = float(most)
     for earlier, at_s in enumerate(requests_s):
         # Until it is a day old, those after it count, and the regular ones from now on.
         regular = (at_s + A_DAY_S - now_s) / interval_s
         counted = len(requests_s) - earlier
-        to_spare = min(to_spare, REQUESTS_A_DAY - counted - regular)
+        to_spare = min(to_spare, most - counted - regular)
     return to_spare
 
 
@@ -2735,6 +2796,7 @@ class ChargeLog:
         self._is_terminal = sys.stdout.isatty() and not as_json and not is_dumb
         is_utf = self._encoding.lower().startswith("utf")
         self._blocks = "░▏▎▍▌▋▊▉█" if is_utf else "-#"
+        self._title = ""
         self.works = True
         self.is_unread = False  # once what it is piped into has ended
         if self._is_terminal:
@@ -2745,7 +2807,8 @@ class ChargeLog:
         self.set_title(f"i3 {reading.percent} {reading.status}")
 
     def set_title(self, text: str) -> None:
-        if self._is_terminal:
+        if self._is_terminal and text != self._title:
+            self._title = text
             self._write(f"\033]2;{text}\007")
 
     def close(self) -> None:
@@ -3358,6 +3421,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     """Returns the exit status."""
+    open_closed_streams()
     handle_signals()
     try:
         arguments = parse_arguments()
@@ -3376,14 +3440,28 @@ def main() -> int:
         return 1
 
 
+def open_closed_streams() -> None:
+    """Go on without a stream that was closed before the start, as by `>&-`."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+
+
 def handle_signals() -> None:
-    """Let a closed terminal and a shutdown end the program as a Ctrl-C does."""
+    """Let a closed terminal and a shutdown end the program as a Ctrl-C does.
+
+    What the parent has ignored stays so: nohup leaves SIGHUP to be ignored, and a script
+    SIGINT for what it runs in the background.
+    """
     # A Ctrl-C in the middle of a request makes Python complain of half-made sockets.
     sys.unraisablehook = lambda _: None
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for signal_number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(signal_number) != signal.SIG_IGN:  # as nohup leaves it
-            signal.signal(signal_number, end_with_status)
+    handlers = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: end_with_status,
+        signal.SIGHUP: end_with_status,
+    }
+    for signal_number, handler in handlers.items():
+        if signal.getsignal(signal_number) != signal.SIG_IGN:
+            signal.signal(signal_number, handler)
 
 
 def end_with_status(signal_number: int, _: object) -> None:
@@ -3409,7 +3487,8 @@ def logger_settings(arguments: argparse.Namespace, path: Path) -> Settings:
     steps = 'README.md has the steps in "Your own car"'
     advice = f"{first}; {steps}; --demo needs no account"
     # The file wins over the environment, for many desktops export a USERNAME.
-    settings = load_settings({**os.environ, **found}, check_names(found), advice)
+    variables = {**os.environ, **found}
+    settings = load_settings(variables, check_names(found), advice, in_file=found)
 
     if urlsplit(settings.login_url).hostname == urlsplit(PORTAL_LOGIN_URL).hostname:
         where = 'README.md describes the open one in "Your own car"'

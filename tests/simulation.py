@@ -91,7 +91,7 @@ def run(telematic: Telematic, begins_s: float, ends_s: float) -> Owner:
     bmw: Any = Bmw(telematic, clock)
     owner: Any = Owner(clock)
     variables = {
-        "CARDATA_CLIENT_ID": "a client id",
+        "CARDATA_CLIENT_ID": "a-client-id",
         "VEHICLE_IDENTIFICATION_NUMBER": "WBY" + 14 * "0",
     }
     simulated = mock.patch.multiple(i3charge, time=clock, send=bmw.send)

@@ -226,17 +226,23 @@ def test_containers_cost_four_requests_an_hour_at_most(
 
 
 def test_older_container_is_used_where_there_are_too_many(cardata: CarData, new: Client) -> None:
+    cardata.add_container(purpose="descriptors 1", state="DELETED")
     older = cardata.add_container(purpose="descriptors 1")
-    cardata.most_containers = 1
+    cardata.add_container(purpose="descriptors 1", state="INACTIVE")
+    cardata.most_containers = 3
     new.poll()
     assert new.memory.container.id == older
 
 
 def test_too_many_containers_of_others_are_said(cardata: CarData, new: Client) -> None:
     cardata.add_container(name="another program's")
-    cardata.most_containers = 1
+    cardata.add_container(state="DELETED")  # one of our own, which is no help
+    cardata.most_containers = 2
     problem = new.refused()
-    assert str(problem).endswith("(CU-124): delete one in the portal")
+    assert str(problem).endswith(
+        "(CU-124): CarData allows ten containers, and other programs have made them: delete one"
+        " with the program that made it"
+    )
 
 
 # --- The day's requests ---------------------------------------------------------------
@@ -258,6 +264,21 @@ def test_48_requests_are_made_in_any_24_hours(
     client.memory.requests_s = [clock.now_s - age_s for age_s in ages_s]
     problem = client.problem()
     assert (problem and problem.wait_s) == (wait_s and pytest.approx(wait_s))
+
+
+@pytest.mark.parametrize(
+    ("interval_ms", "most"), [(2_400_000, 48), (50, 48), (4_800_000, 24), (99_999_999, 10)]
+)
+def test_longer_interval_leaves_requests_to_another_car_on_the_account(
+    cardata: CarData, clock: Clock, interval_ms: int, most: int
+) -> None:
+    memory = cardata.signed_in()
+    client = Client(cardata, memory, LOG_INTERVAL=str(interval_ms))
+    for _ in range(most):
+        client.poll()
+        clock.sleep(1)
+    assert str(client.refused()) == "CarData's requests for 24 hours are spent"
+    assert cardata.spent == most
 
 
 def test_clock_that_stands_in_1970_for_one_poll_empties_nothing(

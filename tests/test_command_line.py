@@ -447,12 +447,33 @@ def test_ctrl_c_while_a_notification_hangs(
     assert script.news == []
 
 
-def test_closed_terminal_does_not_end_what_nohup_has_started(portal: Portal, start: Start) -> None:
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_signal_that_the_parent_has_ignored_stays_so(
+    portal: Portal, start: Start, number: signal.Signals
+) -> None:
+    """As nohup ignores SIGHUP, and a script SIGINT for what it runs in the background."""
+
     def ignore() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_IGN)
 
     script = start(settings=portal.settings(), preexec_fn=ignore)
     script.wait_for_readings(1)
-    script.process.send_signal(signal.SIGHUP)
+    script.process.send_signal(number)
     script.wait_for_readings(len(script.stdout) + 3)
-    assert script.interrupt() == 130
+    script.process.send_signal(signal.SIGTERM)
+    assert script.end() == 143
+
+
+@pytest.mark.parametrize("closed", [(1,), (2,), (1, 2), (0, 1, 2)])
+def test_stream_that_is_closed_is_gone_on_without(
+    portal: Portal, start: Start, closed: tuple[int, ...], kept: Path
+) -> None:
+    def close() -> None:
+        for descriptor in closed:
+            os.close(descriptor)
+
+    script = start("--once", settings=portal.settings(), preexec_fn=close)
+    assert script.end() == 0
+    assert (portal.served, script.stderr) == (1, [])
+    assert len(script.stdout) == (1 not in closed)
+    assert json.loads(kept.read_text())["last"]["charge"] == 62  # nothing else was written there

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from conftest import Start
+from conftest import Clock, Start
 from fake_bmw import Answer, Handler, Portal, Recorder, car
 
 import i3charge
-from i3charge import HttpAnswer, NoAnswer, Request
+from i3charge import HttpAnswer, Memory, News, NoAnswer, Request, Settings
 
 
 def ask(url: str, **more: Any) -> HttpAnswer:
@@ -73,8 +73,72 @@ def test_name_that_is_not_found_has_sent_nothing() -> None:
     assert not failure("http://nowhere.invalid/").was_sent
 
 
-def test_connection_that_is_not_secure_has_sent_nothing(webhook: Recorder) -> None:
-    assert not failure(webhook.url.replace("http:", "https:")).was_sent
+UNUSABLE = "the address or a proxy's cannot be used: look at ALL_PROXY and HTTPS_PROXY"
+UNSENT: dict[str, tuple[dict[str, str], str, str]] = {
+    "not secure": (
+        {},
+        "https://127.0.0.1:{port}/",
+        "the certificate that came is not to be trusted",
+    ),
+    "no file of certificates": (
+        {"REQUESTS_CA_BUNDLE": "/nowhere/secret.pem"},
+        "https://bmw.invalid/",
+        "its file of certificates is missing: look at REQUESTS_CA_BUNDLE, or set up .venv anew",
+    ),
+    "proxy that needs a package": (
+        {"ALL_PROXY": "socks5://secret@127.0.0.1:1"},
+        "https://bmw.invalid/",
+        UNUSABLE,
+    ),
+    "proxy of another kind": ({"HTTPS_PROXY": "gopher://secret"}, "https://bmw.invalid/", UNUSABLE),
+    "proxy without a host": (
+        {"HTTPS_PROXY": "http://:80/secret"},
+        "https://bmw.invalid/",
+        UNUSABLE,
+    ),
+    "proxy that is not there": (
+        {"HTTP_PROXY": "http://secret@127.0.0.1:1"},
+        "http://bmw.invalid/",
+        "its proxy does not answer",
+    ),
+    "address": ({}, "http://bmw..invalid/secret", UNUSABLE),
+}
+
+
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.usefixtures("no_proxy")
+@pytest.mark.parametrize("name", UNSENT)
+def test_what_this_computer_has_kept_back_is_not_sent_and_said_in_plain_words(
+    webhook: Recorder, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    environment, url, why = UNSENT[name]
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    problem = failure(url.format(port=webhook.server_port))
+    assert not problem.was_sent
+    assert str(problem).endswith(f": this computer could not send it, for {why}")
+    assert "secret" not in str(problem)
+
+
+@pytest.mark.usefixtures("no_proxy")
+def test_message_that_this_computer_cannot_send_is_kept_and_tried_for_a_day(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    memory = Memory()
+    settings = Settings(ntfy_url="https://ntfy.invalid/topic")
+    outbox = i3charge.Outbox(settings, memory, "", tries_again=True)
+    outbox.add(News("full", "Fully charged."), None)
+    for _ in range(24 * 60 - 1):
+        outbox.deliver()
+        clock.sleep(60)
+    assert [message.unanswered for message in memory.outbox] == [0]
 
 
 def test_connection_that_is_not_made_in_time_has_sent_nothing() -> None:
@@ -128,29 +192,16 @@ def test_password_in_ones_own_address_is_used(webhook: Recorder) -> None:
     assert webhook.requests[0].headers["Authorization"].startswith("Basic ")
 
 
+@pytest.mark.usefixtures("no_proxy")
 def test_loopback_alone_is_not_asked_through_the_proxy(
     webhook: Recorder, ntfy: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, ntfy.url)
     ask(webhook.url)
     assert (len(webhook.requests), ntfy.requests) == (1, [])
     ask("http://bmw.invalid/")
     assert [request.path for request in ntfy.requests] == ["http://bmw.invalid/"]
-
-
-def test_proxy_that_is_not_reached_has_sent_nothing(
-    webhook: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    webhook.stop_listening()
-    for name in ("http_proxy", "HTTP_PROXY"):
-        monkeypatch.setenv(name, webhook.url)
-    assert not failure("http://bmw.invalid/").was_sent
-    webhook.listen_again()
 
 
 def test_answers_are_wanted_uncompressed(webhook: Recorder) -> None:

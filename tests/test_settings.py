@@ -117,6 +117,19 @@ def test_file_that_is_empty_or_incomplete_is_named(start: Start, file: Path, con
     assert "--demo needs no account" in script.stderr[-1]
 
 
+def test_empty_value_in_the_file_wins_and_is_named(
+    start: Start, portal: Portal, file: Path
+) -> None:
+    write_settings(file, {**portal.settings(), "PASSWORD": "", "AUTH_CLIENT_ID": ""})
+    script = start("--once", "--env-file", str(file), extra_env={"PASSWORD": PASSWORD})
+    assert script.end() == 2
+    assert script.stderr_with("CARDATA_CLIENT_ID is missing or empty") == 1
+    write_settings(file, {**portal.settings(), "PASSWORD": ""})
+    script = start("--once", "--env-file", str(file), extra_env={"PASSWORD": PASSWORD})
+    assert script.end() == 2
+    assert script.stderr_with("PASSWORD is missing or empty (it is empty in the file)") == 1
+
+
 # --- The door -------------------------------------------------------------------------
 
 
@@ -133,7 +146,7 @@ def test_file_that_is_empty_or_incomplete_is_named(start: Start, file: Path, con
 def test_cardata_is_the_door_unless_the_settings_are_for_the_portal(
     given: list[str], required: list[str]
 ) -> None:
-    variables = dict.fromkeys(given, "https://bmw.example/")
+    variables = {name: "https://x.example/" if "URL" in name else "owner" for name in given}
     for unset in ("", " "):
         others = dict.fromkeys([*CARDATA, *PORTAL], unset)
         assert problems({**others, **variables}) == problems(variables)
@@ -271,6 +284,47 @@ def test_charge_of_the_owners_own(value: str, goal: float | None) -> None:
         assert problems(variables) == ["NOTIFY_AT should be a whole number from 1 to 99"]
     else:
         assert load(variables).notify_at == goal
+
+
+@pytest.mark.parametrize("client_id", ["my id", "my_id", "m\xfdid", "id;", "id/"])
+def test_client_id_is_letters_digits_and_hyphens(client_id: str) -> None:
+    (line,) = problems(good(CARDATA, CARDATA_CLIENT_ID=client_id))
+    assert line == "CARDATA_CLIENT_ID should be letters, digits and hyphens"
+
+
+STRAYS = {
+    "\u200b": "a zero width space",
+    "\u00a0": "a no-break space",
+    "\u201d": "a right double quotation mark",
+    "\u2011": "a non-breaking hyphen",
+    "\u00ad": "a soft hyphen",
+    "\ufeff": "a zero width no-break space",
+    "\t": "a control character",
+}
+
+
+@pytest.mark.parametrize("stray", STRAYS, ids=STRAYS.values())
+@pytest.mark.parametrize(
+    ("names", "name", "value"),
+    [
+        (CARDATA, "CARDATA_CLIENT_ID", f"{CANARY[:5]}{{}}x"),
+        (CARDATA, "VEHICLE_IDENTIFICATION_NUMBER", f"{VIN[:8]}{{}}{VIN[8:]}"),
+        (CARDATA, "NTFY_URL", f"https://ntfy.example/{CANARY[:5]}{{}}x"),
+        (CARDATA, "WEBHOOK_URL", "https://hook{}.example/"),
+        (CARDATA, "CARDATA_BASE_URL", "https://bmw{}.example/"),
+        (PORTAL, "AUTH_CLIENT_ID", f"{CANARY[:5]}{{}}x"),
+        (PORTAL, "AUTH_BASE_URL", "https://bmw.example/{}x"),
+    ],
+)
+def test_character_that_was_copied_along_is_named_but_not_the_value(
+    names: list[str], name: str, value: str, stray: str
+) -> None:
+    (line,) = problems(good(names, **{name: value.format(stray)}))
+    assert line == f"{name} holds {STRAYS[stray]}, perhaps copied with it: type it anew"
+
+
+def test_password_may_hold_any_character() -> None:
+    assert load(good(PORTAL, PASSWORD="\u201cp\u00a0w\u201d")).password == "\u201cp\u00a0w\u201d"
 
 
 def test_client_id_is_in_lower_case_where_it_is_a_uuid() -> None:
