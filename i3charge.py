@@ -42,11 +42,9 @@ import io
 import json
 import logging
 import os
-import platform
 import re
 import secrets
 import shutil
-import subprocess
 import sys
 import time
 import traceback
@@ -80,10 +78,16 @@ except ImportError as problem:
     sys.exit(f"i3charge: {problem}; {advice}")
 
 if TYPE_CHECKING:
+    import subprocess
+
     from _typeshed import DataclassInstance
 
 __version__ = "3.1.0"
 logger = logging.getLogger("i3charge")
+
+# Those that have come to end the program. Python drops what is raised while it tidies up
+# after a request, so the loop looks here, too.
+SIGNALS: list[int] = []
 
 # A name that ends in `_s` is in seconds: a span, or a moment as time.time() has it.
 A_MINUTE_S = 60.0
@@ -437,7 +441,6 @@ class Reading:
     last_word_s: float = 0.0  # when the car last said anything of this
     car_said: float | None = None  # percent, the car's own last word on its charge
     car_said_s: float = 0.0
-    bmw_says_full: bool = False  # it can be of an earlier charge, or of a goal of 80 %
     end_said_s: float = 0.0  # when the car said that a charge has ended
     end_reason: str = ""  # of the last charge, if the car says one that we know
     end_reason_s: float = 0.0
@@ -651,7 +654,6 @@ class Memory:
     container: Container = field(default_factory=Container)
     requests_s: list[float] = field(default_factory=list)  # when each was sent
     last: Reading | None = None
-    last_s: float = 0.0  # when it was taken
     session: ChargingSession = field(default_factory=ChargingSession)
     told_s: dict[str, float] = field(default_factory=dict)  # when, of which trouble
     outbox: list[Message] = field(default_factory=list)
@@ -785,14 +787,6 @@ def is_number(value: object) -> bool:
     return is_one and 0 <= value < 1e11  # type: ignore[operator]
 
 
-def is_list_of(fits: Callable[[object], bool], value: object) -> bool:
-    return isinstance(value, list) and all(map(fits, value))
-
-
-def is_dict_of_numbers(value: object) -> bool:
-    return isinstance(value, dict) and all(map(is_number, value.values()))
-
-
 # Whether a kept value can stand in a field, by the field's annotation.
 FITS: dict[str, Callable[[object], bool]] = {
     "str": is_text,
@@ -800,9 +794,11 @@ FITS: dict[str, Callable[[object], bool]] = {
     "float": is_number,
     "float | None": lambda value: value is None or is_number(value),
     "bool | None": lambda value: value is None or isinstance(value, bool),
-    "list[str]": lambda value: is_list_of(is_text, value),
-    "list[float]": lambda value: is_list_of(is_number, value),
-    "dict[str, float]": is_dict_of_numbers,
+    "list[str]": lambda value: isinstance(value, list) and all(map(is_text, value)),
+    "list[float]": lambda value: isinstance(value, list) and all(map(is_number, value)),
+    "dict[str, float]": lambda value: (
+        isinstance(value, dict) and all(map(is_number, value.values()))
+    ),
     "Kind": lambda value: value in get_args(Kind),
     "Status | None": lambda value: value is None or value in get_args(Status),
     "Status": lambda value: value in get_args(Status),
@@ -899,35 +895,6 @@ class HttpAnswer:
         return f"{self.host} {how} when asked for {self.what} (HTTP {self.status})"
 
 
-class BearerToken(requests.auth.AuthBase):
-    """Sends an access token, if there is one.
-
-    Where any such object is given, requests leaves `~/.netrc` alone.
-    """
-
-    def __init__(self, token: str = "") -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._token:
-            request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-
-@dataclass(frozen=True)
-class Request:
-    what: str  # is asked for, in the owner's words
-    method: str
-    url: str
-    auth: BearerToken | None = None  # None: a password may stand in the address
-    headers: Mapping[str, str] = field(default_factory=dict)
-    query: Mapping[str, str] | None = None
-    form: Mapping[str, str] | None = None
-    json: Mapping[str, Any] | None = None
-    body: bytes | None = None
-    timeout_s: tuple[float, float] = (10.0, 30.0)  # to connect, and between two reads
-
-
 BODY_LIMIT_BYTES = 1 << 20  # the recorded answers have some 4,000
 EACH_REQUESTS_HEADERS = {
     "User-Agent": f"i3charge/{__version__}",
@@ -936,29 +903,46 @@ EACH_REQUESTS_HEADERS = {
 }
 
 
-def send(request: Request) -> HttpAnswer:
+def no_netrc(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """As an auth object, it lets requests leave `~/.netrc` alone."""
+    return request
+
+
+def send(
+    what: str,  # is asked for, in the owner's words
+    method: str,
+    url: str,
+    *,
+    auth: Callable[..., Any] | None = no_netrc,  # None: a password may stand in the url
+    headers: Mapping[str, str] | None = None,
+    query: Mapping[str, str] | None = None,
+    form: Mapping[str, str] | None = None,
+    json: Mapping[str, Any] | None = None,
+    body: bytes | None = None,
+    timeout_s: tuple[float, float] = (10.0, 30.0),  # to connect, and between two reads
+) -> HttpAnswer:
     """Send a request over a connection of its own. NoAnswer where none comes back."""
-    host = urlsplit(request.url).hostname or ""
+    host = urlsplit(url).hostname or ""
     try:
         with requests.request(
-            request.method,
-            request.url,
-            auth=request.auth,
-            headers={**EACH_REQUESTS_HEADERS, **request.headers},
-            params=request.query,
-            data=request.form or request.body,
-            json=request.json,
-            timeout=request.timeout_s,
+            method,
+            url,
+            auth=auth,
+            headers={**EACH_REQUESTS_HEADERS, **(headers or {})},
+            params=query,
+            data=form or body,
+            json=json,
+            timeout=timeout_s,
             # No proxy leads back to this computer.
-            proxies={"no_proxy": "*"} if is_loopback(request.url) else None,
+            proxies={"no_proxy": "*"} if is_loopback(url) else None,
             allow_redirects=False,
             stream=True,
         ) as response:
-            body = read_body(response)
+            answer_body = read_body(response)
     except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
         # The text of these errors holds the address. A malformed Location is a
         # ValueError, although redirects are not followed.
-        why = f"no answer from {host} when asked for {request.what}"
+        why = f"no answer from {host} when asked for {what}"
         unsent = why_unsent(error)
         if unsent:
             why = f"{why}: this computer could not send it, for {unsent}"
@@ -967,8 +951,8 @@ def send(request: Request) -> HttpAnswer:
         raise NoAnswer(why, was_sent=not unsent and was_connected(error)) from None
 
     status = response.status_code
-    logger.debug("asked %s for %s: HTTP %d", host, request.what, status)
-    return HttpAnswer(request.what, host, status, response.headers, body)
+    logger.debug("asked %s for %s: HTTP %d", host, what, status)
+    return HttpAnswer(what, host, status, response.headers, answer_body)
 
 
 def read_body(response: requests.Response) -> bytes:
@@ -1253,15 +1237,9 @@ class CarDataSignIn:
     # One request
 
     def _post(self, what: str, path: str, form: dict[str, str]) -> HttpAnswer:
-        request = Request(
-            what,
-            "POST",
-            f"{self._url}/{path}",
-            auth=BearerToken(),
-            form={"client_id": self._client_id, **form},
-            timeout_s=self.TIMEOUT_S,
-        )
-        return send(request)
+        url = f"{self._url}/{path}"
+        form = {"client_id": self._client_id, **form}
+        return send(what, "POST", url, form=form, timeout_s=self.TIMEOUT_S)
 
 
 def verifier_and_challenge() -> tuple[str, str]:
@@ -1366,8 +1344,6 @@ QUOTA_USED_UP = "CU-429"
 # Two of the 50 that BMW allows are left to the owner's own use of its web portal.
 REQUESTS_A_DAY = 48
 LEAST_REQUESTS_A_DAY = 10
-# A computer without a battery for its clock starts in 1970.
-CLOCK_IS_SET_S = datetime(2025, 1, 1, tzinfo=timezone.utc).timestamp()
 
 
 class CarDataApi:
@@ -1376,28 +1352,31 @@ class CarDataApi:
     def __init__(
         self, settings: Settings, memory: Memory, sign_in: CarDataSignIn
     ) -> None:
+        self._url = settings.cardata_url.rstrip("/") + "/customers"
         self._vin = settings.vin
         self._most_requests = requests_a_day(settings.interval_s)
         self._memory = memory
         self._sign_in = sign_in
 
-    def ask(self, request: Request) -> dict[str, Any]:
+    def ask(self, what: str, method: str, path: str, **parts: Any) -> dict[str, Any]:
         """Returns the JSON object of the answer. Refusal, or another NoReading."""
-        answer = self._send(request)
+        answer = self._send(what, method, path, **parts)
         if is_token_refused(answer):
             self._sign_in.expire_access_token()
-            answer = self._send(request)
+            answer = self._send(what, method, path, **parts)
         if 200 <= answer.status < 300:
             return answer.json()
         self._raise_refusal(answer)
 
-    def _send(self, request: Request) -> HttpAnswer:
-        token = BearerToken(self._sign_in.access_token())
-        headers = {"x-version": "v1", "Accept": "application/json"}
-        signed = dataclasses.replace(request, auth=token, headers=headers)
+    def _send(self, what: str, method: str, path: str, **parts: Any) -> HttpAnswer:
+        headers = {
+            "Authorization": f"Bearer {self._sign_in.access_token()}",
+            "x-version": "v1",
+            "Accept": "application/json",
+        }
         self._count_request()
         try:
-            return send(signed)
+            return send(what, method, f"{self._url}/{path}", headers=headers, **parts)
         except NoAnswer as problem:
             if not problem.was_sent:
                 self._memory.requests_s.pop()  # the loop saves that
@@ -1410,9 +1389,7 @@ class CarDataApi:
         wait_s = quota_wait_s(spent_s, now_s, self._most_requests)
         if wait_s > 0:
             raise NoReading("CarData's requests for 24 hours are spent", wait_s=wait_s)
-        if now_s > CLOCK_IS_SET_S:
-            self._memory.requests_s = spent_s
-        self._memory.requests_s.append(now_s)
+        self._memory.requests_s = [*spent_s, now_s]
         self._memory.save()
 
     def _raise_refusal(self, answer: HttpAnswer) -> NoReturn:
@@ -1492,7 +1469,6 @@ class CarData:
     def __init__(
         self, settings: Settings, memory: Memory, *, may_ask_owner: bool
     ) -> None:
-        self._url = settings.cardata_url.rstrip("/") + "/customers"
         self._vin = settings.vin
         self._memory = memory
         self._sign_in = CarDataSignIn(settings, memory, may_ask_owner=may_ask_owner)
@@ -1516,9 +1492,9 @@ class CarData:
         return self._read(self._find_container(lost=container_id))
 
     def _read(self, container_id: str) -> Reading:
-        url = f"{self._url}/vehicles/{self._vin}/telematicData"
+        path = f"vehicles/{self._vin}/telematicData"
         query = {"containerId": container_id}
-        answer = self._api.ask(Request("the car's status", "GET", url, query=query))
+        answer = self._api.ask("the car's status", "GET", path, query=query)
         values = dict_or_empty(answer.get("telematicData"))
         log_values(values, self._vin)
         reading = reading_in(TelematicData(values, time.time()))
@@ -1571,8 +1547,8 @@ class CarData:
 
     def _containers_but(self, lost: str) -> dict[str, str]:
         """The ids of our containers that are in use, by their purpose."""
-        url = f"{self._url}/containers"
-        listed = self._api.ask(Request("its containers", "GET", url)).get("containers")
+        answer = self._api.ask("its containers", "GET", "containers")
+        listed = answer.get("containers")
         ours = {}
         for each in listed if isinstance(listed, list) else []:
             container = dict_or_empty(each)
@@ -1606,8 +1582,7 @@ class CarData:
             "purpose": purpose,
             "technicalDescriptors": DESCRIPTORS[purpose],
         }
-        url = f"{self._url}/containers"
-        made = self._api.ask(Request("a container", "POST", url, json=asked))
+        made = self._api.ask("a container", "POST", "containers", json=asked)
         container_id = text_or_empty(made.get("containerId"))
         if not container_id:
             why = "CarData has made a container, but does not name it"
@@ -1789,7 +1764,6 @@ def reading_in(data: TelematicData, *, interpolates: bool = True) -> Reading | N
         last_word_s=last_word_s_in(data),
         car_said=data.own_charge.value,
         car_said_s=data.own_charge.at_s,
-        bmw_says_full=data.hv_word == GOAL_REACHED,
         end_said_s=data.status.at_s if data.status.word == CHARGING_ENDED else 0.0,
         end_reason=REASON_OF_WORD.get(reason.word, ""),
         end_reason_s=reason.at_s,
@@ -1889,11 +1863,18 @@ def is_over(data: TelematicData) -> bool:
 
 
 def has_reached_goal(data: TelematicData) -> bool:
-    """Whether the last charge has ended at its goal, near 100 %: an i3 has no other."""
+    """Whether the last charge has ended at its goal, near 100 %: an i3 has no other.
+
+    BMW's word on it lags, so it counts only with the car's own, said in the charge.
+    """
     own, reason = data.own_charge, data.said(FINISH_REASON)
-    if own.value is None or own.value < NEARLY_FULL or reason.word != ENDED_AT_GOAL:
+    if own.value is None or own.value < NEARLY_FULL or not own.at_s:
         return False
-    return 0 < own.at_s and abs(own.at_s - reason.at_s) <= TOGETHER_S
+    is_in_charge = data.status.word == CHARGING_ENDED
+    is_in_charge = is_in_charge or own.at_s > data.status.at_s + TOGETHER_S
+    if data.hv_word == GOAL_REACHED and is_in_charge:
+        return True
+    return reason.word == ENDED_AT_GOAL and abs(own.at_s - reason.at_s) <= TOGETHER_S
 
 
 # The charge
@@ -2047,8 +2028,8 @@ class Portal:
     def _ask(self) -> HttpAnswer:
         base = self._settings.portal_url.rstrip("/")
         url = f"{base}/vehicle/dynamic/v1/{self._settings.vin}"
-        token = BearerToken(self._access_token)
-        return send(Request("the car's status", "GET", url, auth=token))
+        headers = {"Authorization": f"Bearer {self._access_token}"}
+        return send("the car's status", "GET", url, headers=headers)
 
     def _sign_in(self) -> None:
         """Find the access token in a redirect: the implicit grant (RFC 6749, 4.2)."""
@@ -2063,8 +2044,7 @@ class Portal:
             "state": state,
         }
         url = self._settings.login_url
-        login = Request("the login", "POST", url, auth=BearerToken(), form=form)
-        answer = send(login)
+        answer = send("the login", "POST", url, form=form)
         if answer.status in (400, 401, 403):
             error = text_or_empty(answer.json().get("error"))
             self._raise_login_is_refused(error or f"HTTP {answer.status}")
@@ -2119,7 +2099,6 @@ def open_door(settings: Settings, memory: Memory, *, may_ask_owner: bool) -> Doo
 # puts in what is missing; `observe` says what that shows of the charging session.
 FORGOTTEN_S = 36 * AN_HOUR_S  # for a run once a day, late, on a day of 25 hours
 UNSEEN_S = 2 * AN_HOUR_S  # after such a gap it is not known when a charge began
-LONGEST_LAG_S = 90 * A_MINUTE_S  # of what BMW itself says
 SENT_ANEW_S = 5 * A_MINUTE_S  # so soon after its plug, a car can send an old word again
 WARMED_S = (
     45 * A_MINUTE_S
@@ -2138,8 +2117,6 @@ def held(reading: Reading, last: Reading | None, session: ChargingSession) -> Re
     if is_full_of_before(reading, session):
         status, said_s = status_at_rest(reading), reading.end_said_s
         reading = dataclasses.replace(reading, status=status, status_s=said_s)
-    if is_full_by_bmw(reading, last, session):
-        reading = dataclasses.replace(reading, status="full", full_at_s=0.0)
     if last is None:
         return reading
 
@@ -2159,20 +2136,6 @@ def is_full_of_before(reading: Reading, session: ChargingSession) -> bool:
     is_own_word = reading.car_said is not None and reading.car_said >= NEARLY_FULL
     is_before = 0 < reading.car_said_s < session.began_s - TOGETHER_S
     return session.is_on and reading.status == "full" and is_own_word and is_before
-
-
-def is_full_by_bmw(
-    reading: Reading, last: Reading | None, session: ChargingSession
-) -> bool:
-    """Whether BMW says that the car is full, and means this charge."""
-    if not reading.bmw_says_full or reading.status not in ("charging", "plugged in"):
-        return False
-    if reading.charge < NEARLY_FULL or reading.is_of_departure:
-        return False
-    if last is None or (last.status == "full" and reading.spoken_s == last.spoken_s):
-        return True
-    has_lasted = session.is_on and reading.taken_s - session.began_s > LONGEST_LAG_S
-    return has_lasted and not last.bmw_says_full
 
 
 def is_repeated(reading: Reading, last: Reading, session: ChargingSession) -> bool:
@@ -2956,6 +2919,8 @@ def start_pync(title: str, news: News) -> subprocess.Popen[bytes]:
 
 def macos_version() -> int:
     """0 on any other system."""
+    import platform  # only here, for a start should be quick
+
     return int(platform.mac_ver()[0].split(".")[0] or 0)
 
 
@@ -2974,6 +2939,8 @@ def start_notify_send(title: str, news: News) -> subprocess.Popen[bytes]:
 
 
 def start_quietly(command: list[str]) -> subprocess.Popen[bytes]:
+    import subprocess  # only here, for a start should be quick
+
     quiet = subprocess.DEVNULL
     return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
 
@@ -3054,12 +3021,15 @@ class Outbox:
         url = self._urls[message.address]
         render = ntfy_message if message.address == "NTFY_URL" else webhook_message
         body, headers = render(message, self._title)
-        limits_s = (NOTIFICATION_LIMIT_S, NOTIFICATION_LIMIT_S)
-        what = "a notification"
         answer = send(
-            Request(what, "POST", url, headers=headers, body=body, timeout_s=limits_s)
+            "a notification",
+            "POST",
+            url,
+            auth=None,
+            headers=headers,
+            body=body,
+            timeout_s=(NOTIFICATION_LIMIT_S, NOTIFICATION_LIMIT_S),
         )
-
         why = refusal_by_address(message.address, answer, url)
         if why:
             self._keep(message, why)
@@ -3245,8 +3215,7 @@ class Loop:
     def note_failure(self, problem: NoReading) -> None:
         wait_s = problem.wait_s
         if wait_s is None:
-            self.failures += 1
-            wait_s = growing_pause_s(self.failures, self.interval_s)
+            wait_s = self.growing_pause_s()
         self.next_s = time.time() + wait_s
         if self.once:
             self.exit_status = 1
@@ -3262,9 +3231,7 @@ class Loop:
     def note_fault(self, problem: Exception) -> None:
         """The next poll may be better; one that is planned stays where it is."""
         if self.next_s <= time.time():
-            self.failures += 1
-            pause_s = growing_pause_s(self.failures, self.interval_s)
-            self.next_s = time.time() + pause_s
+            self.next_s = time.time() + self.growing_pause_s()
         if self.once:
             self.exit_status = 1
 
@@ -3272,6 +3239,11 @@ class Loop:
         logger.error("%s", sentence)
         with suppress(Exception):  # telling can be what is at fault
             self.tell_trouble(News("error", sentence))
+
+    def growing_pause_s(self) -> float:
+        """After one more failure."""
+        self.failures += 1
+        return growing_pause_s(self.failures, self.interval_s)
 
     def say(self, problem: NoReading, wait_s: float) -> None:
         """Say what is wrong. To wait for the owner is no error."""
@@ -3323,6 +3295,8 @@ class Loop:
 
     def wait(self) -> None:
         """Sleep in naps until the next poll; where the clock is set back, the naps count."""
+        if SIGNALS:
+            sys.exit(128 + SIGNALS[0])
         left_s = self.next_s - time.time()
         may_tell = True
         while left_s > 0:
@@ -3433,8 +3407,6 @@ def main() -> int:
         for line in problem.lines:
             logger.error("%s", line)
         return problem.exit_status
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     except Exception as problem:  # noqa: BLE001 - no traceback, whatever it is
         logger.critical("%s", fault(problem))
         return 1
@@ -3447,24 +3419,20 @@ def open_closed_streams() -> None:
 
 
 def handle_signals() -> None:
-    """Let a closed terminal and a shutdown end the program as a Ctrl-C does.
+    """Let a Ctrl-C, a shutdown and a closed terminal end the program.
 
     What the parent has ignored stays so: nohup leaves SIGHUP to be ignored, and a script
     SIGINT for what it runs in the background.
     """
-    # A Ctrl-C in the middle of a request makes Python complain of half-made sockets.
+    # Python complains of the half-made sockets that a Ctrl-C leaves.
     sys.unraisablehook = lambda _: None
-    handlers = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGTERM: end_with_status,
-        signal.SIGHUP: end_with_status,
-    }
-    for signal_number, handler in handlers.items():
+    for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signal_number) != signal.SIG_IGN:
-            signal.signal(signal_number, handler)
+            signal.signal(signal_number, end_with_status)
 
 
 def end_with_status(signal_number: int, _: object) -> None:
+    SIGNALS.append(signal_number)
     sys.exit(128 + signal_number)
 
 

@@ -32,20 +32,20 @@ class Bmw:
         self.clock = clock
         self.requests_s: list[float] = []  # to the API
 
-    def send(self, request: i3charge.Request) -> i3charge.HttpAnswer:
+    def send(self, what: str, method: str, url: str, **_: Any) -> i3charge.HttpAnswer:
         self.clock.sleep(self.REQUEST_S)
-        body = json.dumps(self._answer(request)).encode()
-        return i3charge.HttpAnswer(request.what, "simulated", 200, {}, body)
+        body = json.dumps(self._answer(method, url)).encode()
+        return i3charge.HttpAnswer(what, "simulated", 200, {}, body)
 
-    def _answer(self, request: i3charge.Request) -> Mapping[str, Any]:
-        if "/oauth/" in request.url:
+    def _answer(self, method: str, url: str) -> Mapping[str, Any]:
+        if "/oauth/" in url:
             return {"access_token": "a", "refresh_token": "r", "expires_in": 3599}
         self.requests_s.append(self.clock.time())
         before = bisect.bisect_right(self.requests_s, self.clock.time() - DAY_S)
         assert len(self.requests_s) - before <= self.QUOTA
-        if request.url.endswith("/telematicData"):
+        if url.endswith("/telematicData"):
             return self.telematic(self.clock.time())
-        return {"containerId": "S000000000000"} if request.method == "POST" else {}
+        return {"containerId": "S000000000000"} if method == "POST" else {}
 
 
 def busiest_day(requests_s: list[float]) -> int:

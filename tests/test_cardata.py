@@ -281,18 +281,6 @@ def test_longer_interval_leaves_requests_to_another_car_on_the_account(
     assert cardata.spent == most
 
 
-def test_clock_that_stands_in_1970_for_one_poll_empties_nothing(
-    client: Client, clock: Clock
-) -> None:
-    now_s = clock.now_s
-    client.memory.requests_s = [now_s - 60] * 40
-    clock.now_s = 1000.0
-    client.poll()
-    clock.now_s = now_s
-    client.poll()
-    assert len(client.memory.requests_s) == 41
-
-
 def test_request_is_on_disk_before_it_is_sent(cardata: CarData, tmp_path: Path) -> None:
     path = tmp_path / ".i3charge.json"
     client = Client(cardata, cardata.keep(path))

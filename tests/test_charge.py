@@ -439,20 +439,11 @@ def test_status_that_sticks_ends_with_the_cars_own_100_percent() -> None:
 GOAL_WORD = "FINISHED_FULLY_CHARGED"
 
 
-def test_bmws_word_counts_where_it_is_new_in_a_long_charge() -> None:
+def test_bmws_word_counts_with_the_cars_own_that_was_said_in_the_charge() -> None:
     bmw = Bmw(plug="CONNECTED@17:00", status="CHARGINGACTIVE@17:00", header="60@17:00")
-    bmw.polled("17:10", hv_status="CHARGING", predicted="61")
-    bmw.polled("19:00", predicted="98")
-    assert kinds(bmw.polled("19:40", hv_status=GOAL_WORD, predicted="99")) == ["full"]
-    assert bmw.polled("20:20") == []
-    assert bmw.line == "~99% full"
-
-
-def test_bmws_word_does_not_count_in_a_short_charge_for_it_lags() -> None:
-    bmw = Bmw(plug="CONNECTED@17:00", status="CHARGINGACTIVE@17:00", header="97@17:00")
-    bmw.polled("17:10", hv_status="CHARGING", predicted="98")
-    assert bmw.polled("17:50", hv_status=GOAL_WORD, predicted="99") == []
-    assert bmw.line == "~99% charging"
+    bmw.polled("17:10", hv_status=GOAL_WORD, predicted="61")
+    assert bmw.polled("19:00", predicted="99") == ["step: ~99% charged"]
+    assert kinds(bmw.polled("19:40", header="99@19:20")) == ["full"]
 
 
 def test_bmws_word_of_the_charge_before_does_not_make_the_next_one_full(full: Bmw) -> None:

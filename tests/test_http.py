@@ -13,11 +13,11 @@ from conftest import Clock, Start
 from fake_bmw import Answer, Handler, Portal, Recorder, car
 
 import i3charge
-from i3charge import HttpAnswer, Memory, News, NoAnswer, Request, Settings
+from i3charge import HttpAnswer, Memory, News, NoAnswer, Settings
 
 
 def ask(url: str, **more: Any) -> HttpAnswer:
-    return i3charge.send(Request("the car's status", "GET", url, **more))
+    return i3charge.send("the car's status", "GET", url, **more)
 
 
 def failure(url: str, **more: Any) -> NoAnswer:
@@ -188,7 +188,7 @@ def test_netrc_cannot_replace_the_token(
 
 
 def test_password_in_ones_own_address_is_used(webhook: Recorder) -> None:
-    ask(webhook.url.replace("//", "//me:secret@"))
+    ask(webhook.url.replace("//", "//me:secret@"), auth=None)
     assert webhook.requests[0].headers["Authorization"].startswith("Basic ")
 
 

@@ -51,11 +51,15 @@ ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
     "hvStatus says full in mid-charge": ({"hv_status": FULL_WORD}, "~62% charging, in, full 22:20"),
     "sticks, and BMW predicts the end": (
         {"hv_status": FULL_WORD, "predicted": "99.4"},
-        "~99% full, in",
+        "~99% charging, in, full 22:20",
     ),
     "sticks, and the car has said the end": (
         {"hv_status": FULL_WORD, "predicted": "98", "header": ("99", 20)},
         "99% full, in",
+    ),
+    "sticks, and the car has said so from the beginning": (
+        {"hv_status": FULL_WORD, "header": ("99", 52)},
+        "99% charging, in, full 22:20",
     ),
     "at 100 % for five minutes": ({"header": ("100", 5)}, "100% charging, in, full 22:20"),
     "at 100 % for half an hour": ({"header": ("100", 31)}, "100% full, in"),
