@@ -1845,7 +1845,8 @@ def is_of_departure(data: TelematicData) -> bool:
 
     What BMW has then, and predicts from it, can be the charge with which it had left.
     """
-    own, plug = data.own_charge, data.plug
+    own = data.own_charge
+    plug = data.plug
     return plug.value == "CONNECTED" and 0 < own.at_s < plug.at_s
 
 
@@ -1855,7 +1856,8 @@ def is_over(data: TelematicData) -> bool:
     That can be for hours, and one model never says that the charge has ended. A car
     sends its charge when it reaches 100 %, and goes on charging for a while.
     """
-    own, began_s = data.own_charge, data.status.at_s
+    own = data.own_charge
+    began_s = data.status.at_s
     if not began_s or own.at_s <= began_s:
         return False
     has_settled = data.now_s - own.at_s > SETTLED_S
@@ -1867,7 +1869,8 @@ def has_reached_goal(data: TelematicData) -> bool:
 
     BMW's word on it lags, so it counts only with the car's own, said in the charge.
     """
-    own, reason = data.own_charge, data.said(FINISH_REASON)
+    own = data.own_charge
+    reason = data.said(FINISH_REASON)
     if own.value is None or own.value < NEARLY_FULL or not own.at_s:
         return False
     is_in_charge = data.status.word == CHARGING_ENDED
@@ -1908,7 +1911,8 @@ def is_own_final(data: TelematicData, status: Status) -> bool:
     """Whether the car's word on its charge is truer than a higher prediction."""
     if status in ("charging", "waiting"):
         return False
-    own, ended = data.own_charge, data.status
+    own = data.own_charge
+    ended = data.status
     if not own.at_s or not ended.at_s:
         return True
     return own.at_s >= ended.at_s - TOGETHER_S
@@ -2115,7 +2119,8 @@ def held(reading: Reading, last: Reading | None, session: ChargingSession) -> Re
     one since the last reading.
     """
     if is_full_of_before(reading, session):
-        status, said_s = status_at_rest(reading), reading.end_said_s
+        status = status_at_rest(reading)
+        said_s = reading.end_said_s
         reading = dataclasses.replace(reading, status=status, status_s=said_s)
     if last is None:
         return reading
@@ -2124,7 +2129,8 @@ def held(reading: Reading, last: Reading | None, session: ChargingSession) -> Re
         status = standing_status(reading, last)
         reading = dataclasses.replace(reading, status=status, full_at_s=0.0)
     if reading.car_said is None:
-        said, said_s = last.car_said, last.car_said_s
+        said = last.car_said
+        said_s = last.car_said_s
         reading = dataclasses.replace(reading, car_said=said, car_said_s=said_s)
     if session.is_on or reading.car_said is not None:
         reading = with_standing_charge(reading, last)
@@ -2462,7 +2468,8 @@ def is_new(seen: Observation) -> bool:
 
     After the time at which it should be full, a charge that creeps is nothing new.
     """
-    reading, last = seen.reading, seen.last
+    reading = seen.reading
+    last = seen.last
     if last is None or reading.status != last.status or seen.change == "goes on lower":
         return True
     is_charge_new = reading.charge != last.charge and reading.source != "interpolated"
@@ -2533,7 +2540,8 @@ def soon_news(seen: Observation) -> News | None:
 
 def overdue_news(seen: Observation) -> News | None:
     """Far too long a charge: BMW can say for days that a full car charges."""
-    reading, session = seen.reading, seen.session
+    reading = seen.reading
+    session = seen.session
     if reading.status != "charging":
         return None
     if session.expected_s and reading.taken_s >= session.expected_s + OVERDUE_S:
@@ -2580,7 +2588,8 @@ def paused_news(seen: Observation) -> News | None:
 
 def still_news(seen: Observation) -> News | None:
     """An hour after it was full, where the last word on the plug is that it is in."""
-    reading, ended_s = seen.reading, seen.session.ended_s
+    reading = seen.reading
+    ended_s = seen.session.ended_s
     if reading.status != "full" or not reading.plugged or not ended_s:
         return None
     if reading.taken_s < ended_s + STILL_THERE_S:
@@ -3064,7 +3073,8 @@ def is_due(message: Message, now_s: float) -> bool:
 
 def ntfy_message(message: Message, title: str) -> tuple[bytes, dict[str, str]]:
     """Make the body and the headers; see https://docs.ntfy.sh/publish/."""
-    news, way = message.news, WAYS[message.news.kind]
+    news = message.news
+    way = WAYS[news.kind]
     headers = {"Title": title, "Tags": way.tag, "Priority": way.priority}
     if news.click:
         headers["Click"] = news.click

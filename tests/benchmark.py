@@ -104,8 +104,6 @@ def main() -> None:
         row(f"logins, {2 * POLLS} readings", str(len(seen) - len(polls)), "1")
         requests_a_reading = len(polls) / (portal.served - served)
         row("requests a reading", f"{requests_a_reading:.3f}", "1")
-        connections = len({request.connection for request in seen})
-        row("connections a request", f"{connections / len(seen):.3f}", "1")
         row(f"growth of memory, the last {POLLS} readings", f"{growth} KiB", "none")
     portal.close()
 
