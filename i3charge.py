@@ -9,16 +9,18 @@
 # ///
 """Log the charge of a BMW i3, and tell its owner when the charging station is free.
 
-The script polls BMW for the car's status. Each reading is a line on stdout; everything
-else goes to stderr, to notifications on this computer, and to the owner's phone.
+The script polls BMW for the car's status. Each reading is a line on stdout, and all
+other lines of the log go to stderr. News, such as that the car is full, is shown as a
+notification on this computer, too, and most of it is told to the owner's phone.
 
 Settings come from `.env` beside this file, and from the environment. What has to
 outlast the program (the sign-in, the charge that goes on, what the phone has not heard
 yet) is kept in `.i3charge.json` beside the settings.
 
 The file reads from top to bottom: the settings, what a reading is, what is remembered,
-CarData, what its answers mean, the old portal, what is news, how it is told, the loop,
-the command line, and the demo's simulated car.
+how a request is made, CarData, what its answers mean, the old portal, what a charge is,
+what is news, when the next poll is due, the log, how news is told, the loop, the command
+line, and the demo's simulated car.
 """
 
 from __future__ import annotations
@@ -85,8 +87,8 @@ if TYPE_CHECKING:
 __version__ = "3.1.0"
 logger = logging.getLogger("i3charge")
 
-# Those that have come to end the program. Python drops what is raised while it tidies up
-# after a request, so the loop looks here, too.
+# The numbers of the signals that have come to end the program. Python drops what their
+# handler raises while it tidies up after a request, so the loop looks here, too.
 SIGNALS: list[int] = []
 
 # A name that ends in `_s` is in seconds: a span, or a moment as time.time() has it.
@@ -195,7 +197,7 @@ def variables_in(text: str, path: Path) -> dict[str, str]:
 
 
 def line_of(binding: Binding) -> int:
-    """Its number, which dotenv counts from the blank lines before it."""
+    """The line's number. dotenv gives that of the blank lines before it, if any."""
     text = binding.original.string
     before = text.partition(text.strip())[0]
     return binding.original.line + before.count("\n")
@@ -230,8 +232,8 @@ def load_settings(
 ) -> Settings:
     """Make settings of variables; CannotStart with all that is wrong, in one go.
 
-    `problems` were found before; the advice follows where a setting is missing. The
-    variables that are `in_file` hide others of the environment.
+    `problems` were found before; the advice follows where a setting is missing. Of those
+    that are `in_file`, a missing one is said to be empty there.
     """
     checked = CheckedVariables(variables, problems, in_file)
     settings = Settings(
@@ -316,13 +318,12 @@ class CheckedVariables:
         return value
 
     def copied(self, name: str, value: str) -> str:
-        """Without the blanks around it; "" where it holds what came along with it."""
+        """Strip the blanks around a value. A stray character in it is a problem."""
         stray = stray_character(value.strip())
         if not stray:
             return value.strip()
-        self.problems.append(
-            f"{name} holds {stray}, perhaps copied with it: type it anew"
-        )
+        strayed = f"a stray character ({stray}), perhaps copied with it"
+        self.problems.append(f"{name} holds {strayed}: type it anew")
         return ""
 
     def url(
@@ -374,8 +375,8 @@ class CheckedVariables:
         """LOG_INTERVAL in seconds; raised to the least, but not for a simulated BMW."""
         value = self._variables.get("LOG_INTERVAL") or str(default_ms)
         if not re.fullmatch("0*[1-9][0-9]{0,7}", value):
-            should = "a whole number of milliseconds, 60000 for a minute"
-            self.problems.append(f"LOG_INTERVAL should be {should}, at most 99999999")
+            should = "a whole number of milliseconds, such as 2400000 for 40 minutes"
+            self.problems.append(f"LOG_INTERVAL should be {should}")
             return 0.0
         value_ms = int(value)
         if value_ms < least_ms and not is_loopback(url):
@@ -386,13 +387,13 @@ class CheckedVariables:
 
 
 def stray_character(value: str) -> str:
-    """The kind of a character that one does not type, such as an invisible one."""
+    """The name of a character that one does not type, such as an invisible one."""
     for char in value:
         if char.isprintable() and (char.isascii() or char.isalnum()):
             continue
         import unicodedata  # only here, for it is seldom needed
 
-        return f"a {unicodedata.name(char, 'control character').lower()}"
+        return unicodedata.name(char, "control character").lower()
     return ""
 
 
@@ -457,15 +458,10 @@ class Reading:
 
     @property
     def reported_s(self) -> float:
-        """How old it is: as the charge that the car has said, or as its last word."""
+        """When the car said the charge, or, of a predicted one, when it last spoke."""
         if self.predicted:
             return self.last_word_s
         return self.car_said_s or self.last_word_s
-
-    @property
-    def is_of_departure(self) -> bool:
-        """Whether the car has last said its charge before it was plugged in here."""
-        return bool(self.plugged) and 0 < self.car_said_s < self.plugged_s
 
     @property
     def spoken_s(self) -> float:
@@ -604,7 +600,8 @@ class ChargingSession:
     """What no reading can know of the charge that goes on, or else of the last one.
 
     It begins when the car charges, goes on through pauses, and ends when the car is full
-    or does not charge any more. `change_in` and `is_another` say when that is.
+    or does not charge any more (`change_in`). Where the car charges again at the same
+    plug, what was told stays so; `is_another` says when nothing is told yet.
     """
 
     began_s: float = 0.0  # 0 where it has not
@@ -627,10 +624,10 @@ class Message:
 
     address: str  # the name of the setting that holds it
     news: News
-    charge: float | None = None  # at that moment, as the two below
+    made_s: float = 0.0
+    charge: float | None = None  # when it was made, as the two below
     predicted: bool | None = None
     status: Status | None = None
-    made_s: float = 0.0
     next_try_s: float = 0.0  # when it is due
     unanswered: int = 0  # times that it was sent, and may have been taken
 
@@ -732,14 +729,15 @@ def put_aside(path: Path) -> None:
     except OSError as error:
         lines = [f"{path} is damaged, and cannot be renamed: {error.strerror}"]
         raise CannotStart(lines) from None
-    logger.error("%s is damaged; it is now %s, and begun anew", path, damaged.name)
+    begun = "a new one is begun, without the sign-in"
+    logger.error("%s is damaged; it is now %s, and %s", path, damaged.name, begun)
 
 
 def memory_in(kept: object) -> Memory:
     """The memory that a file holds, as far as it fits; ValueError if it is no object.
 
-    Another version can have kept it: what is missing, unknown or of another kind must
-    not cost the owner the sign-in.
+    Another version can have kept it, and what does not fit must not cost the owner the
+    sign-in. A reading without its charge is dropped, and a message that cannot be told.
     """
     if not isinstance(kept, dict):
         raise ValueError("it is no JSON object")
@@ -749,14 +747,17 @@ def memory_in(kept: object) -> Memory:
     memory.container = record_in(kept.get("container"), Container)
     memory.session = record_in(kept.get("session"), ChargingSession)
     last = dict_or_empty(kept.get("last"))
-    if number(last.get("charge"), most=100) is not None:
+    if is_number(last.get("charge")):
         memory.last = record_in(last, Reading)
     messages = kept.get("outbox")
-    for each in messages if isinstance(messages, list) else []:
-        news = dict_or_empty(dict_or_empty(each).get("news"))
-        if is_text(news.get("message")) and news.get("kind") in get_args(Kind):
-            message = record_in(each, Message, news=record_in(news, News))
-            memory.outbox.append(message)
+    for message in messages if isinstance(messages, list) else []:
+        news = dict_or_empty(dict_or_empty(message).get("news"))
+        can_be_told = is_text(news.get("message")) and news.get("kind") in get_args(
+            Kind
+        )
+        if can_be_told and is_text(message.get("address")):
+            record = record_in(message, Message, news=record_in(news, News))
+            memory.outbox.append(record)
     return memory
 
 
@@ -764,17 +765,17 @@ Record = TypeVar("Record", bound="DataclassInstance")
 
 
 def record_in(kept: object, kind: type[Record], **parts: object) -> Record:
-    """A dataclass with what was kept of it; what does not fit gets its default.
+    """Make a record of what was kept of it; what does not fit gets its default.
 
-    `parts` are of it, too: those that are records themselves.
+    `parts` are the fields that are records themselves.
     """
     values = dict_or_empty(kept)
-    fitting = parts
+    fitting = {}
     for each in dataclasses.fields(kind):
         fits = FITS.get(str(each.type))
-        if fits and fits(values.get(each.name)):
+        if fits and each.name in values and fits(values[each.name]):
             fitting[each.name] = values[each.name]
-    return kind(**fitting)
+    return kind(**fitting, **parts)
 
 
 def is_text(value: object) -> bool:
@@ -782,7 +783,7 @@ def is_text(value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """JSON has one kind of numbers, and NaN; ours are amounts and moments."""
+    """Whether it can be an amount or a moment. JSON has NaN, too."""
     is_one = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_one and 0 <= value < 1e11  # type: ignore[operator]
 
@@ -843,7 +844,8 @@ class NoReading(Exception):
         self, why: str, *, wait_s: float | None = None, news: News | None = None
     ) -> None:
         super().__init__(why)
-        self.wait_s = wait_s  # to the next try; None where it has failed: ever longer
+        # Seconds to the next try; with None, the loop waits longer after each failure.
+        self.wait_s = wait_s
         self.news = news  # for the owner, who has perhaps heard of it before
 
 
@@ -859,7 +861,7 @@ class Refusal(NoReading):
 
 
 class WaitingForOwner(NoReading):
-    """BMW wants the owner to sign in. Nothing has failed."""
+    """BMW wants the owner to confirm a code, which the log shows as no error."""
 
 
 class SignInRefused(Exception):
@@ -895,7 +897,7 @@ class HttpAnswer:
         return f"{self.host} {how} when asked for {self.what} (HTTP {self.status})"
 
 
-BODY_LIMIT_BYTES = 1 << 20  # the recorded answers have some 4,000
+BODY_LIMIT_BYTES = 1 << 20  # a car's answer has some 4,000
 EACH_REQUESTS_HEADERS = {
     "User-Agent": f"i3charge/{__version__}",
     # Compressed, a small body could become a huge one in memory.
@@ -969,9 +971,9 @@ def why_unsent(error: Exception) -> str:
     if isinstance(error, requests.exceptions.ProxyError):
         return "its proxy does not answer"
     if isinstance(error, requests.exceptions.SSLError):
-        return (
-            "the certificate that came is not to be trusted"  # as a hotel's network's
-        )
+        # A hotel's network answers so before one has signed in there, and certificates
+        # are not good yet on a computer whose clock has not been set.
+        return "no secure connection was possible: look at the network and the clock"
     if isinstance(error, OSError) and not is_of_requests:
         place = "look at REQUESTS_CA_BUNDLE, or set up .venv anew"
         return f"its file of certificates is missing: {place}"
@@ -999,7 +1001,7 @@ def log_values(values: Mapping[str, object], vin: str) -> None:
     """Show what a reading is made of, for --verbose; but not where the car stands."""
     if not logger.isEnabledFor(logging.DEBUG):
         return
-    shown = re.compile("[Cc]harg|Range|[Cc]onnector|[Uu]pdateTime|header|stateOfCharge")
+    shown = re.compile("[Cc]harg|Range|[Cc]onnector|[Uu]pdateTime|header")
     for name in filter(shown.search, values):
         logger.debug("  %s", printable(f"{name}: {json.dumps(values[name])}", [vin]))
 
@@ -1038,7 +1040,7 @@ class CarDataSignIn:
     SCOPE = "authenticate_user openid cardata:api:read"
     DEVICE_CODE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 
-    TIMEOUT_S = (5.0, 10.0)  # for so long, about, a Ctrl-C can be held back
+    TIMEOUT_S = (5.0, 10.0)  # short ones, for a Ctrl-C is held back meanwhile
     RENEW_BEFORE_S = 60.0
 
     def __init__(
@@ -1176,7 +1178,8 @@ class CarDataSignIn:
             advice = f"check CARDATA_CLIENT_ID, {SUBSCRIBE}, and start again"
             raise SignInRefused(f"{refused}: {advice}")
         why = "it is out of order, or has deleted the client id"
-        message = f"{refused}: {why}; then make a new one in the portal"
+        refused += ", which has worked before"
+        message = f"{refused}: {why}; after a day, make a new one in the portal"
         raise NoReading(message, news=News("error", message))
 
     def _redeem(self, code: DeviceCode) -> None:
@@ -1218,9 +1221,10 @@ class CarDataSignIn:
         self._raise_code_is_refused(f"BMW has failed over this code ({said})")
 
     def _raise_code_is_refused(self, why: str) -> NoReturn:
-        """The next code can work. The owner, who believes it is done, is told of it.
+        """The next code can work, and the owner, who believes it is done, is to know.
 
-        That is once an hour at the most, for BMW can refuse all codes of a night.
+        So that code is told although one was: once an hour at the most, for BMW can
+        refuse all codes of a night.
         """
         told_s = self._memory.told_s
         if time.time() - told_s.get(CODE_REFUSED, 0.0) >= AN_HOUR_S:
@@ -1324,9 +1328,9 @@ OF_BMW_AND_NEW = (
 
 # A container's purpose tells its descriptors, which cannot be changed later: raise the
 # number with every change of them.
-FULL = "descriptors 3"
-SMALL = "descriptors 3, the car's own"
-DESCRIPTORS = {FULL: (*OF_THE_CAR, *OF_BMW_AND_NEW), SMALL: OF_THE_CAR}
+FULL_SET = "descriptors 3"
+SMALL_SET = "descriptors 3, the car's own"
+DESCRIPTORS = {FULL_SET: (*OF_THE_CAR, *OF_BMW_AND_NEW), SMALL_SET: OF_THE_CAR}
 
 # CarData's error codes that change what is done next.
 TOKEN_REFUSED = ("CU-100", "CU-101", "CU-102")
@@ -1445,7 +1449,10 @@ def requests_of_a_day(requests_s: Iterable[float], now_s: float) -> list[float]:
 
 
 def requests_a_day(interval_s: float) -> int:
-    """BMW counts an account, so each of two cars on one has half of them."""
+    """How many requests are one car's: two cars on one account share BMW's 50.
+
+    Each of them has twice the interval, so that tells its share.
+    """
     share = REQUESTS_A_DAY * CARDATA_INTERVAL_MS / 1000 / interval_s
     return int(min(max(share, LEAST_REQUESTS_A_DAY), REQUESTS_A_DAY))
 
@@ -1507,13 +1514,18 @@ class CarData:
 
     def _container_id(self) -> str:
         container = self._memory.container
-        is_good = container.purpose == FULL or not self._is_start_by_hand
-        if container.id and container.purpose in DESCRIPTORS and is_good:
+        is_usable = bool(container.id) and container.purpose in DESCRIPTORS
+        if is_usable and (container.purpose == FULL_SET or not self._is_start_by_hand):
             return container.id
         if not self._may_search():
             wait_s = container.next_search_s - time.time()
             raise NoReading("CarData gives no container", wait_s=wait_s)
-        return self._find_container()
+        try:
+            return self._find_container()
+        except Refusal:
+            if is_usable:
+                return container.id  # a small one, which still gives readings
+            raise
 
     def _may_search(self) -> bool:
         wait_s = self._memory.container.next_search_s - time.time()
@@ -1530,8 +1542,8 @@ class CarData:
         container.next_search_s = time.time() + self.SEARCH_PAUSE_S
         try:
             ours = self._containers_but(lost)
-            if FULL in ours:
-                return self._use(ours[FULL], FULL)
+            if FULL_SET in ours:
+                return self._use(ours[FULL_SET], FULL_SET)
             return self._make_container(ours)
         except Refusal as refusal:
             if refusal.wait_s is None:
@@ -1562,19 +1574,20 @@ class CarData:
     def _make_container(self, ours: Mapping[str, str]) -> str:
         """A full one, or where BMW refuses that, a small one or what there is."""
         try:
-            return self._use(self._post_container(FULL), FULL)
+            return self._use(self._post_container(FULL_SET), FULL_SET)
         except Refusal as refusal:
             is_too_many = refusal.code == TOO_MANY_CONTAINERS and bool(ours)
             # BMW has answered 5xx to a descriptor that it did not know, too.
             is_descriptor = refusal.code == DESCRIPTOR_REFUSED or refusal.status >= 500
             if not is_too_many and not is_descriptor:
                 raise
-        if SMALL in ours:
-            return self._use(ours[SMALL], SMALL)
+        if SMALL_SET in ours:
+            return self._use(ours[SMALL_SET], SMALL_SET)
         if is_too_many:
+            # What it holds is not known, so the next start by hand seeks a full one.
             older, *_ = ours.values()
-            return self._use(older, SMALL)
-        return self._use(self._post_container(SMALL), SMALL)
+            return self._use(older, SMALL_SET)
+        return self._use(self._post_container(SMALL_SET), SMALL_SET)
 
     def _post_container(self, purpose: str) -> str:
         asked = {
@@ -1834,7 +1847,7 @@ def is_full(data: TelematicData, status: Status, charge: float) -> bool:
     if status in ("charging", "unknown"):
         return False
     if data.own_charge.value == 100 or has_reached_goal(data):
-        return True  # whatever else is said
+        return True  # BMW's word lags
     has_no_own_word = data.own_charge.value is None
     is_at_rest = status in ("plugged in", "not charging", "unplugged")
     return has_no_own_word and is_at_rest and charge >= 100
@@ -1860,7 +1873,7 @@ def is_over(data: TelematicData) -> bool:
     began_s = data.status.at_s
     if not began_s or own.at_s <= began_s:
         return False
-    has_settled = data.now_s - own.at_s > SETTLED_S
+    has_settled = is_plugged(data) is False or data.now_s - own.at_s > SETTLED_S
     return has_reached_goal(data) or (own.value == 100 and has_settled)
 
 
@@ -2101,13 +2114,11 @@ def open_door(settings: Settings, memory: Memory, *, may_ask_owner: bool) -> Doo
 # --- The charge -----------------------------------------------------------------------
 # A reading is what BMW knows, which is late, patchy, and sometimes of yesterday. `held`
 # puts in what is missing; `observe` says what that shows of the charging session.
-FORGOTTEN_S = 36 * AN_HOUR_S  # for a run once a day, late, on a day of 25 hours
+FORGOTTEN_S = 36 * AN_HOUR_S  # longer than from one daily run to the next
 UNSEEN_S = 2 * AN_HOUR_S  # after such a gap it is not known when a charge began
 SENT_ANEW_S = 5 * A_MINUTE_S  # so soon after its plug, a car can send an old word again
-WARMED_S = (
-    45 * A_MINUTE_S
-)  # a full car that is warmed before it leaves charges for less
-DRIVEN_PERCENT = 3  # a car at rest flickers by less
+WARMED_S = 45 * A_MINUTE_S  # a full car that is warmed at its plug charges for less
+FLICKER_PERCENT = 3  # by less, the charge of a car at rest goes up and down
 STEP_PERCENT = 5
 PERHAPS_FULL = 90.0  # percent; a prediction can be as far behind
 
@@ -2223,7 +2234,7 @@ def is_another(session: ChargingSession, last: Reading, reading: Reading) -> boo
     return (
         is_back_at_a_plug(session, last, reading)
         or was_driven(session, last, reading)
-        or is_no_top_up(session, reading)
+        or is_longer_than_a_top_up(session, reading)
     )
 
 
@@ -2239,10 +2250,10 @@ def is_back_at_a_plug(
 
 def was_driven(session: ChargingSession, last: Reading, reading: Reading) -> bool:
     said = charge_said_since(last, reading)
-    return said is not None and said <= session.highest - DRIVEN_PERCENT
+    return said is not None and said <= session.highest - FLICKER_PERCENT
 
 
-def is_no_top_up(session: ChargingSession, reading: Reading) -> bool:
+def is_longer_than_a_top_up(session: ChargingSession, reading: Reading) -> bool:
     """Whether the car expects to charge for longer than a full one is warmed."""
     left_s = reading.full_at_s - reading.taken_s
     return "full" in session.told and left_s >= WARMED_S
@@ -2297,7 +2308,7 @@ def has_come_and_gone(
         return is_newly_full  # the end itself was told
 
     said = charge_said_since(last, reading)
-    if said is not None and said >= last.charge + DRIVEN_PERCENT:
+    if said is not None and said >= last.charge + FLICKER_PERCENT:
         return True
     if session == ChargingSession():  # nothing is known of it yet
         return reading.status == "full" and is_of_this_plug(reading, reading.car_said_s)
@@ -2330,7 +2341,7 @@ def session_after(
     elif change == "goes on lower":
         # It charges from there, from then on.
         began_percent = f"{int(reading.car_said or 0)}%"
-        session = ChargingSession(reading.car_said_s, began_percent)
+        session = ChargingSession(reading.car_said_s or reading.taken_s, began_percent)
     elif change == "ends":
         session.ended_s = moment_of_change(last, reading)
         session.highest = 0.0  # what was predicted above the end was wrong
@@ -2361,15 +2372,14 @@ def moment_of_change(last: Reading | None, reading: Reading) -> float:
 
 def percent_at_beginning(last: Reading | None, reading: Reading) -> str:
     """The charge at which it began, as it was shown; "" where that is not known."""
-    is_long_before = reading.car_said_s < reading.plugged_s - TOGETHER_S
-    is_old = reading.is_of_departure and is_long_before
-    if last is None or reading.charge == 100 or is_old:
+    plug_s = reading.plugged_s if reading.plugged else 0.0
+    is_of_before = 0 < reading.car_said_s < plug_s - TOGETHER_S
+    if last is None or reading.charge == 100 or is_of_before:
         return ""
 
     said = charge_said_since(last, reading)
     is_of_beginning = abs(reading.car_said_s - reading.status_s) <= TOGETHER_S
-    was_driven = said is not None and said < last.charge
-    if said is not None and (is_of_beginning or was_driven):
+    if said is not None and (is_of_beginning or said < last.charge):
         return f"{int(said)}%"
     was_seen = reading.taken_s - last.taken_s <= UNSEEN_S
     return last.percent if was_seen and last.charge <= reading.charge else ""
@@ -2395,7 +2405,7 @@ class ChargeWatch:
         self._early_polls = 0  # since there was something new
 
     def forget(self, now_s: float) -> None:
-        """What was so long ago says nothing of today."""
+        """Forget a last reading of so long ago that it says nothing of today."""
         memory = self._memory
         if memory.last and now_s - memory.last.taken_s > FORGOTTEN_S:
             memory.last = None
@@ -2477,10 +2487,8 @@ def is_new(seen: Observation) -> bool:
 
 
 def told_as(news: News) -> str:
-    """How it is remembered that it was told: "80% reached" once for each goal."""
-    if news.kind == "reached":
-        return news.message
-    return news.kind
+    """How it is remembered that it was told: once for each goal, and each trouble."""
+    return news.message if news.kind in ("reached", "error") else news.kind
 
 
 def note_told(session: ChargingSession, found: list[News]) -> None:
@@ -2587,13 +2595,13 @@ def paused_news(seen: Observation) -> News | None:
 
 
 def still_news(seen: Observation) -> News | None:
-    """An hour after it was full, where the last word on the plug is that it is in."""
+    """An hour or more after it was full, where the plug is in by its last word."""
     reading = seen.reading
     ended_s = seen.session.ended_s
     if reading.status != "full" or not reading.plugged or not ended_s:
         return None
-    if reading.taken_s < ended_s + STILL_THERE_S:
-        return None
+    if seen.has_ended or reading.taken_s < ended_s + STILL_THERE_S:
+        return None  # one thing at a time, where the end shows late
     return News("still", f"Full since {clock_at(ended_s)}, and still plugged in")
 
 
@@ -2700,7 +2708,7 @@ def distance_words(reading: Reading) -> str:
 
 
 def age_words(reading: Reading) -> str:
-    """How old it is what is shown, where that is worth a word."""
+    """The age of what is shown, where it is worth a word."""
     age_s = reading.taken_s - reading.reported_s
     return duration(age_s) if reading.reported_s and age_s > OLD_REPORT_S else ""
 
@@ -2864,7 +2872,7 @@ WAYS: dict[Kind, Way] = {
     "stopped": Way(sound=True, bell=True, priority="high", tag="warning"),
     "paused": Way(),
     "still": Way(priority="default", tag="electric_plug"),
-    # Of these two the log has said more already.
+    # Where these two come from, the log says it, too.
     "sign-in": Way(NOT_LOGGED, bell=True, priority="high", tag="rotating_light"),
     "error": Way(NOT_LOGGED, bell=True, priority="high", tag="rotating_light"),
 }
@@ -3050,7 +3058,7 @@ class Outbox:
         logger.info("%s was told: %s", answer.host, shown)
 
     def _keep(self, message: Message, why: str) -> None:
-        """Let a message wait for as long again as it has waited."""
+        """Let a message wait once more, for as long as it has waited until now."""
         if message.unanswered >= self.TRIES_UNANSWERED:
             self._memory.outbox.remove(message)
             host = self._host(message.address)
@@ -3067,7 +3075,7 @@ class Outbox:
 
 
 def is_due(message: Message, now_s: float) -> bool:
-    """A wait of more than an hour is one of a clock that was set back."""
+    """Whether it has waited. To wait more than an hour, the clock was set back."""
     return not 0 < message.next_try_s - now_s <= AN_HOUR_S
 
 
@@ -3109,7 +3117,8 @@ def refusal_by_address(name: str, answer: HttpAnswer, url: str) -> str:
         where = redirect_host(answer) or "another page"
         return f"{refused}: the address leads to {where}, as to a login"
     if answer.status < 300:
-        return f"{refused}: the address answers with a web page, as that of a login"
+        page = "a web page, such as that of a login"
+        return f"{refused}: the address does not answer as ntfy, but with {page}"
 
     parts = re.split("[/?&=:@#]+", f"{url}/{unquote(url)}")
     hidden = [url, *(part for part in parts if len(part) > 2)]
@@ -3225,7 +3234,7 @@ class Loop:
     def note_failure(self, problem: NoReading) -> None:
         wait_s = problem.wait_s
         if wait_s is None:
-            wait_s = self.growing_pause_s()
+            wait_s = self.count_failure()
         self.next_s = time.time() + wait_s
         if self.once:
             self.exit_status = 1
@@ -3241,7 +3250,7 @@ class Loop:
     def note_fault(self, problem: Exception) -> None:
         """The next poll may be better; one that is planned stays where it is."""
         if self.next_s <= time.time():
-            self.next_s = time.time() + self.growing_pause_s()
+            self.next_s = time.time() + self.count_failure()
         if self.once:
             self.exit_status = 1
 
@@ -3250,8 +3259,8 @@ class Loop:
         with suppress(Exception):  # telling can be what is at fault
             self.tell_trouble(News("error", sentence))
 
-    def growing_pause_s(self) -> float:
-        """After one more failure."""
+    def count_failure(self) -> float:
+        """Returns the seconds to the next try."""
         self.failures += 1
         return growing_pause_s(self.failures, self.interval_s)
 
@@ -3295,7 +3304,7 @@ class Loop:
             logger.error("%s", news.message)
 
     def forget_troubles(self) -> None:
-        """A reading ends all troubles but faults of ours, which can be in telling."""
+        """A reading ends BMW's troubles, but not a fault of ours, which comes again."""
         told_s = self.memory.told_s
         over = [trouble for trouble in told_s if not trouble.startswith(OWN_FAULT)]
         for trouble in over:
@@ -3305,25 +3314,30 @@ class Loop:
 
     def wait(self) -> None:
         """Sleep in naps until the next poll; where the clock is set back, the naps count."""
-        if SIGNALS:
-            sys.exit(128 + SIGNALS[0])
+        end_if_signalled()
         left_s = self.next_s - time.time()
         may_tell = True
         while left_s > 0:
             nap_s = min(left_s, LONGEST_NAP_S)
             time.sleep(nap_s)
             left_s = min(left_s - nap_s, self.next_s - time.time())
-            if left_s > 0 and may_tell:  # else the next poll has something to say
+            if left_s > 0 and may_tell:  # what is due now, the next poll tells
                 may_tell = self.guard(self.tell_while_waiting)
                 left_s = min(left_s, self.next_s - time.time())
+                end_if_signalled()
 
     def tell_while_waiting(self) -> None:
         self.tell_silence()
         self.outbox.deliver()
 
 
+def end_if_signalled() -> None:
+    if SIGNALS:
+        sys.exit(128 + SIGNALS[0])
+
+
 def growing_pause_s(failures: int, interval_s: float) -> float:
-    """The pause after so many failures in a row: 1, 2, 4 … minutes, up to the interval."""
+    """The pause after so many failures in a row: 1, 2, 4 … minutes, with a limit."""
     longest_s = max(interval_s, LEAST_LONGEST_PAUSE_S)
     return min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 20), longest_s)
 
@@ -3356,7 +3370,7 @@ goes to your phone, too. It runs until Ctrl-C ends it."""
 def manual() -> str:
     """What --help says below the options."""
     return f"""\
-settings, in .env beside this file or in the environment:
+settings, in .env beside this file, which wins, or in the environment:
 {settings_table(REQUIRED_SETTINGS)}
 
 optional:
@@ -3443,7 +3457,7 @@ def handle_signals() -> None:
 
 def end_with_status(signal_number: int, _: object) -> None:
     SIGNALS.append(signal_number)
-    sys.exit(128 + signal_number)
+    end_if_signalled()
 
 
 def run_logger(arguments: argparse.Namespace) -> int:
@@ -3462,10 +3476,13 @@ def logger_settings(arguments: argparse.Namespace, path: Path) -> Settings:
     first = f"fill in {path}"
     if not path.exists():
         first = "copy .env.example to .env and fill it in"
-    steps = 'README.md has the steps in "Your own car"'
-    advice = f"{first}; {steps}; --demo needs no account"
     # The file wins over the environment, for many desktops export a USERNAME.
     variables = {**os.environ, **found}
+    if is_portal(variables):
+        closed = "PASSWORD and AUTH_CLIENT_ID are for a portal that BMW has closed"
+        first = f"{closed}: fill in CARDATA_CLIENT_ID instead"
+    steps = 'README.md has the steps in "Your own car"'
+    advice = f"{first}; {steps}; --demo needs no account"
     settings = load_settings(variables, check_names(found), advice, in_file=found)
 
     if urlsplit(settings.login_url).hostname == urlsplit(PORTAL_LOGIN_URL).hostname:
@@ -3496,7 +3513,8 @@ def run(
     arguments: argparse.Namespace,
 ) -> int:
     """Put the parts together, and let them run; returns the exit status."""
-    outbox = Outbox(settings, memory, title, tries_again=not arguments.once)
+    tries_again = not arguments.once and not arguments.demo
+    outbox = Outbox(settings, memory, title, tries_again=tries_again)
     log = ChargeLog(as_json=arguments.json)
     loop = Loop(
         door=door,
@@ -3510,8 +3528,10 @@ def run(
         until_full=arguments.demo,
     )
     if not arguments.once:
-        every = f"every {duration(settings.interval_s)} and when news is due"
-        logger.info("%s, %s. Phone: %s", door.name, every, outbox.hosts)
+        pace = f"every {duration(settings.interval_s)} and when news is due"
+        if arguments.demo:
+            pace = "whose two hours pass in 15 seconds"
+        logger.info("%s, %s. Phone: %s", door.name, pace, outbox.hosts)
     try:
         return loop.run()
     finally:
@@ -3565,7 +3585,7 @@ class SimulatedCar:
             taken_s=now_s,
             status=status,
             plugged=True,
-            range=charge * 1.6,
+            range=round(charge * 1.6, 1),
             range_unit="km",
             full_at_s=self._full_at(charge, now_s) if status == "charging" else 0.0,
             last_word_s=now_s,

@@ -195,7 +195,7 @@ class CarData(Door):
             client_id=self.client_id,
             vin=VIN,
             sign_in=dataclasses.replace(sign_in, **changed),
-            container=i3charge.Container(id=self.add_container(), purpose=i3charge.FULL),
+            container=i3charge.Container(id=self.add_container(), purpose=i3charge.FULL_SET),
             path=path,
         )
 
@@ -226,7 +226,7 @@ class CarData(Door):
             container = {
                 "containerId": f"S{self.containers_made:012}",
                 "name": "i3charge",
-                "purpose": i3charge.FULL,
+                "purpose": i3charge.FULL_SET,
                 "state": "ACTIVE",
                 "created": "2026-08-18T14:16:36.000Z",
                 "technicalDescriptors": sorted(self.accepted_descriptors),

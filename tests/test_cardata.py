@@ -92,15 +92,15 @@ def poll_for(client: Client, clock: Clock, hours: float) -> list[float]:
 
 def test_every_descriptor_is_in_bmws_catalogue() -> None:
     """One that is not would refuse the whole container; the fake has the list of them."""
-    assert set(i3charge.DESCRIPTORS[i3charge.FULL]) == DESCRIPTORS
-    assert set(i3charge.DESCRIPTORS[i3charge.SMALL]) == OF_THE_CAR
+    assert set(i3charge.DESCRIPTORS[i3charge.FULL_SET]) == DESCRIPTORS
+    assert set(i3charge.DESCRIPTORS[i3charge.SMALL_SET]) == OF_THE_CAR
 
 
 def test_container_is_made_once_and_kept(cardata: CarData, new: Client) -> None:
     assert new.poll().charge == 62
     assert new.poll().charge == 62
     assert asked(cardata) == "LPRR"
-    assert purposes(cardata) == [i3charge.FULL]
+    assert purposes(cardata) == [i3charge.FULL_SET]
 
 
 def test_container_that_bmw_does_not_name_is_none(cardata: CarData, new: Client) -> None:
@@ -111,7 +111,7 @@ def test_container_that_bmw_does_not_name_is_none(cardata: CarData, new: Client)
 
 def test_container_that_exists_is_found(cardata: CarData, new: Client) -> None:
     cardata.add_container(name="another program's")
-    cardata.add_container(purpose=i3charge.SMALL)
+    cardata.add_container(purpose=i3charge.SMALL_SET)
     found = cardata.add_container()
     cardata.add_container(state="DELETED")
     new.poll()
@@ -126,7 +126,7 @@ def test_refused_container_is_made_of_the_cars_own_words(
     cardata.descriptor_refusal = refusal
     cardata.readings = [telematic(predicted=None, hv_status=None)]
     assert new.poll().source == "interpolated"
-    assert purposes(cardata) == [i3charge.SMALL]
+    assert purposes(cardata) == [i3charge.SMALL_SET]
 
 
 REFUSALS = [(400, "CU-402"), (403, "CU-403"), (403, "CU-124"), (500, None), (503, "CU-503")]
@@ -164,12 +164,12 @@ def test_start_by_hand_seeks_a_full_container_where_a_small_one_stands_in(
         cardata.containers.clear()
     by_hand = Client(cardata, new.memory)
     assert by_hand.poll() and by_hand.poll()
-    assert purposes(cardata) == [i3charge.SMALL]
+    assert purposes(cardata) == [i3charge.SMALL_SET]
     assert asked(cardata).count("P") == (3 if is_listed else 4)
 
     cardata.accepted_descriptors = set(DESCRIPTORS)
     assert Client(cardata, new.memory).poll()
-    assert new.memory.container.purpose == i3charge.FULL
+    assert new.memory.container.purpose == i3charge.FULL_SET
 
 
 def test_search_that_was_not_sent_is_made_again_at_the_next_poll(
@@ -203,7 +203,7 @@ def test_lost_container_is_not_used_again_where_bmw_still_lists_it(
 def test_list_that_is_refused_counts_as_a_try(
     cardata: CarData, new: Client, clock: Clock, code: str
 ) -> None:
-    new.memory.container = i3charge.Container("S-lost", i3charge.FULL)
+    new.memory.container = i3charge.Container("S-lost", i3charge.FULL_SET)
     refuse = says_code(code)
     cardata.api_answers = [says_code("CU-105"), *[refuse] * 40]
     times = poll_for(new, clock, 12)

@@ -201,8 +201,8 @@ def test_client_id_that_bmw_refuses_goes_on_being_tried_where_it_has_worked(
         assert problem.wait_s is None
         assert problem.news == i3charge.News("error", str(problem))
         assert str(problem) == (
-            "BMW refuses the sign-in (invalid_client): it is out of order, or has deleted the"
-            " client id; then make a new one in the portal"
+            "BMW refuses the sign-in (invalid_client), which has worked before: it is out of"
+            " order, or has deleted the client id; after a day, make a new one in the portal"
         )
     cardata.client_id = signed_in.memory.client_id
     assert signed_in.poll()

@@ -78,7 +78,7 @@ UNSENT: dict[str, tuple[dict[str, str], str, str]] = {
     "not secure": (
         {},
         "https://127.0.0.1:{port}/",
-        "the certificate that came is not to be trusted",
+        "no secure connection was possible: look at the network and the clock",
     ),
     "no file of certificates": (
         {"REQUESTS_CA_BUNDLE": "/nowhere/secret.pem"},

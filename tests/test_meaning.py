@@ -443,7 +443,7 @@ STAMPS = st.sampled_from(["2026-08-18T17:00:00.000Z", "2026-08-18T19:00:00Z", "0
 ENTRIES = JSON | st.fixed_dictionaries(
     {"value": JSON | WORDS, "timestamp": JSON | STAMPS, "unit": JSON}
 )
-DATA = st.dictionaries(st.sampled_from(i3charge.DESCRIPTORS[i3charge.FULL]), ENTRIES)
+DATA = st.dictionaries(st.sampled_from(i3charge.DESCRIPTORS[i3charge.FULL_SET]), ENTRIES)
 
 
 @hypothesis.given(DATA)

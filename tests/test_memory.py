@@ -26,12 +26,12 @@ def memory(path: Path) -> Memory:
         client_id="client",
         vin=VIN,
         sign_in=SignIn("secret-access", 4e9, "secret-refresh", 1),
-        container=Container("S1", i3charge.FULL, next_search_s=5.5),
+        container=Container("S1", i3charge.FULL_SET, next_search_s=5.5),
         requests_s=[1.5, 2],
         last=Reading(61.5, 1e9, "charging", plugged=True, range=101, car_said=41),
         session=ChargingSession(9e8, "41%", told=["soon"]),
         told_s={"sign-in": 1e9},
-        outbox=[Message("NTFY_URL", News("full", "Full"), 61.5, True, "full", made_s=1e9)],
+        outbox=[Message("NTFY_URL", News("full", "Full"), 1e9, 61.5, True, "full")],
         path=path,
     )
 
@@ -169,7 +169,7 @@ def test_what_an_older_version_has_kept_is_read_as_far_as_it_fits(path: Path) ->
     loaded = load(path)
     assert loaded.sign_in.refresh_token == "secret-refresh"
     assert (loaded.sign_in.access_token, loaded.sign_in.refusals) == ("secret-access", 0)
-    assert (loaded.container, loaded.requests_s) == (Container("S1", i3charge.FULL), [1.5])
+    assert (loaded.container, loaded.requests_s) == (Container("S1", i3charge.FULL_SET), [1.5])
     assert loaded.session.is_on and loaded.session.told == ["soon"]
     assert loaded.last is None
     assert loaded.outbox == []  # what it says cannot be told any more
@@ -242,7 +242,9 @@ def test_damaged_file_is_put_aside_said_and_begun_anew(
     assert load(path) == Memory("client", VIN, path=path)
     assert not path.exists()
     assert Path(f"{path}.damaged").read_bytes() == DAMAGED[name]
-    assert log.messages == [f"{path} is damaged; it is now {path.name}.damaged, and begun anew"]
+    assert log.messages == [
+        f"{path} is damaged; it is now {path.name}.damaged, and a new one is begun, without the sign-in"
+    ]
 
 
 def test_damaged_file_is_said_once_and_the_program_runs(

@@ -198,6 +198,7 @@ def test_all_that_is_wrong_is_said_in_one_go_and_nothing_is_sent(
     assert (script.end(), script.stdout) == (2, [])
     *lines, advice = said(script.stderr)
     assert first_words(lines) == sorted([*wrong, "USERNAME", "AUTH_CLIENT_ID"])
+    assert "a portal that BMW has closed: fill in CARDATA_CLIENT_ID instead" in advice
     assert "--demo" in advice
     assert CANARY not in script.output
     assert portal.requests == []
@@ -293,13 +294,13 @@ def test_client_id_is_letters_digits_and_hyphens(client_id: str) -> None:
 
 
 STRAYS = {
-    "\u200b": "a zero width space",
-    "\u00a0": "a no-break space",
-    "\u201d": "a right double quotation mark",
-    "\u2011": "a non-breaking hyphen",
-    "\u00ad": "a soft hyphen",
-    "\ufeff": "a zero width no-break space",
-    "\t": "a control character",
+    "\u200b": "zero width space",
+    "\u00a0": "no-break space",
+    "\u201d": "right double quotation mark",
+    "\u2011": "non-breaking hyphen",
+    "\u00ad": "soft hyphen",
+    "\ufeff": "zero width no-break space",
+    "\t": "control character",
 }
 
 
@@ -320,7 +321,8 @@ def test_character_that_was_copied_along_is_named_but_not_the_value(
     names: list[str], name: str, value: str, stray: str
 ) -> None:
     (line,) = problems(good(names, **{name: value.format(stray)}))
-    assert line == f"{name} holds {STRAYS[stray]}, perhaps copied with it: type it anew"
+    strayed = f"a stray character ({STRAYS[stray]}), perhaps copied with it"
+    assert line == f"{name} holds {strayed}: type it anew"
 
 
 def test_password_may_hold_any_character() -> None:

@@ -197,8 +197,8 @@ NTFY_ID: Any = {"id": "q9bBuFZXdtmL"}
 GOOGLE = "https://script.googleusercontent.com/macros/echo?user_content_key=secret"
 ANSWERS: list[tuple[str, tuple[int, Any, str], str]] = [
     ("ntfy", (200, NTFY_ID, ""), ""),
-    ("ntfy", (200, PAGE, ""), "the address answers with a web page, as that of a login"),
-    ("ntfy", (200, {"id": None}, ""), "the address answers with a web page, as that of a login"),
+    ("ntfy", (200, PAGE, ""), "the address does not answer as ntfy, but with a web page"),
+    ("ntfy", (200, {"id": None}, ""), "the address does not answer as ntfy, but with a web page"),
     ("ntfy", (302, "", "https://auth.example/?rd=secret"), "leads to auth.example, as to a login"),
     ("ntfy", (302, "", "/login?secret"), "the address leads to another page, as to a login"),
     ("ntfy", (302, "", GOOGLE), "leads to script.googleusercontent.com, as to a login"),
