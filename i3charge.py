@@ -283,7 +283,7 @@ def with_portal(settings: Settings, checked: CheckedVariables) -> Settings:
         settings,
         username=checked.text("USERNAME"),
         password=checked.text("PASSWORD"),
-        auth_client_id=checked.copied("AUTH_CLIENT_ID", checked.text("AUTH_CLIENT_ID")),
+        auth_client_id=checked.copied_text("AUTH_CLIENT_ID"),
         redirect_uri=checked.text("AUTH_REDIRECT_URI", PORTAL_REDIRECT_URI),
         portal_url=url,
         login_url=checked.url("AUTH_BASE_URL", PORTAL_LOGIN_URL),
@@ -317,7 +317,11 @@ class CheckedVariables:
             self.is_incomplete = True
         return value
 
-    def copied(self, name: str, value: str) -> str:
+    def copied_text(self, name: str) -> str:
+        """A required value that is copied from somewhere, as a number or an id is."""
+        return self._copied(name, self.text(name))
+
+    def _copied(self, name: str, value: str) -> str:
         """Strip the blanks around a value. A stray character in it is a problem."""
         stray = stray_character(value.strip())
         if not stray:
@@ -330,7 +334,7 @@ class CheckedVariables:
         self, name: str, default: str = "", *, is_plain_allowed: bool = False
     ) -> str:
         """An address, or "". Secrets go to https only, or to this computer."""
-        value = self.copied(name, self._variables.get(name) or default)
+        value = self._copied(name, self._variables.get(name) or default)
         if not value or is_web_address(value, is_plain_allowed or is_loopback(value)):
             return value
         begins = "http:// or https://" if is_plain_allowed else "https://"
@@ -346,7 +350,7 @@ class CheckedVariables:
 
     def vin(self) -> str:
         name = "VEHICLE_IDENTIFICATION_NUMBER"
-        value = self.copied(name, self.text(name))
+        value = self.copied_text(name)
         if value and len(value) != 17:
             should = f"17 characters (this has {len(value)})"
             self.problems.append(f"{name} should be {should}")
@@ -358,7 +362,7 @@ class CheckedVariables:
     def client_id(self) -> str:
         """In lower case where it is a UUID: BMW may show another, but refuses it."""
         name = "CARDATA_CLIENT_ID"
-        value = self.copied(name, self.text(name))
+        value = self.copied_text(name)
         if value and not re.fullmatch("[A-Za-z0-9-]+", value):
             self.problems.append(f"{name} should be letters, digits and hyphens")
         uuid = "[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
@@ -544,10 +548,9 @@ def moment_s(value: object) -> float:
 
     A stamp without an offset is in UTC.
     """
+    text = text_or_empty(value).replace("Z", "+00:00")
     # Python 3.9 and 3.10 take a fraction of a second with 3 or 6 digits only.
-    text = re.sub(
-        r"\.([0-9]+)", six_digits, text_or_empty(value).replace("Z", "+00:00")
-    )
+    text = re.sub(r"\.([0-9]+)", six_digits, text)
     with suppress(ValueError, OverflowError):
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
@@ -752,10 +755,9 @@ def memory_in(kept: object) -> Memory:
     messages = kept.get("outbox")
     for message in messages if isinstance(messages, list) else []:
         news = dict_or_empty(dict_or_empty(message).get("news"))
-        can_be_told = is_text(news.get("message")) and news.get("kind") in get_args(
-            Kind
-        )
-        if can_be_told and is_text(message.get("address")):
+        is_known = news.get("kind") in get_args(Kind)
+        has_words = is_text(news.get("message")) and is_text(message.get("address"))
+        if is_known and has_words:
             record = record_in(message, Message, news=record_in(news, News))
             memory.outbox.append(record)
     return memory
@@ -980,9 +982,8 @@ def why_unsent(error: Exception) -> str:
     is_of_urllib3 = isinstance(error, urllib3.exceptions.LocationValueError)
     if is_of_urllib3 or (is_of_requests and isinstance(error, ValueError)):
         # A proxy with SOCKS needs a package that is not installed.
-        return (
-            "the address or a proxy's cannot be used: look at ALL_PROXY and HTTPS_PROXY"
-        )
+        place = "look at ALL_PROXY and HTTPS_PROXY"
+        return f"the address or a proxy's cannot be used: {place}"
     return ""
 
 
@@ -1573,6 +1574,7 @@ class CarData:
 
     def _make_container(self, ours: Mapping[str, str]) -> str:
         """A full one, or where BMW refuses that, a small one or what there is."""
+        is_too_many = False
         try:
             return self._use(self._post_container(FULL_SET), FULL_SET)
         except Refusal as refusal:
@@ -1839,7 +1841,12 @@ def is_plugged(data: TelematicData) -> bool | None:
 
 
 def is_full(data: TelematicData, status: Status, charge: float) -> bool:
-    """Whether there is nothing left to charge."""
+    """Whether there is nothing left to charge.
+
+    A charge of before the plug went in says nothing. While the car's own status says
+    that it charges, there has to be more against it than 100 %. At rest the car's 100 %
+    is enough, or its goal; BMW's counts only where the car says no charge at all.
+    """
     if is_of_departure(data):
         return False
     if STATUS_OF_WORD.get(data.status.word) in ("charging", "waiting"):
@@ -1847,7 +1854,7 @@ def is_full(data: TelematicData, status: Status, charge: float) -> bool:
     if status in ("charging", "unknown"):
         return False
     if data.own_charge.value == 100 or has_reached_goal(data):
-        return True  # BMW's word lags
+        return True
     has_no_own_word = data.own_charge.value is None
     is_at_rest = status in ("plugged in", "not charging", "unplugged")
     return has_no_own_word and is_at_rest and charge >= 100
@@ -1886,8 +1893,8 @@ def has_reached_goal(data: TelematicData) -> bool:
     reason = data.said(FINISH_REASON)
     if own.value is None or own.value < NEARLY_FULL or not own.at_s:
         return False
-    is_in_charge = data.status.word == CHARGING_ENDED
-    is_in_charge = is_in_charge or own.at_s > data.status.at_s + TOGETHER_S
+    is_long_since = own.at_s > data.status.at_s + TOGETHER_S
+    is_in_charge = data.status.word == CHARGING_ENDED or is_long_since
     if data.hv_word == GOAL_REACHED and is_in_charge:
         return True
     return reason.word == ENDED_AT_GOAL and abs(own.at_s - reason.at_s) <= TOGETHER_S
@@ -2126,7 +2133,8 @@ PERHAPS_FULL = 90.0  # percent; a prediction can be as far behind
 def held(reading: Reading, last: Reading | None, session: ChargingSession) -> Reading:
     """Put into a reading what its answer leaves out, before it is shown or judged.
 
-    What is not known is as it was, and the charge does not fall unless the car has said
+    A "full" of before this charge counts no more. A status that is not known, or is of a
+    charge that is over, is as it was. The charge does not fall unless the car has said
     one since the last reading.
     """
     if is_full_of_before(reading, session):
@@ -2190,13 +2198,16 @@ def with_standing_charge(reading: Reading, last: Reading) -> Reading:
 
 
 def charge_said_since(last: Reading, reading: Reading) -> float | None:
-    """What the car has said of its charge since the last reading, in percent."""
-    said = (reading.car_said_s, reading.car_said)
-    is_new = reading.car_said_s >= last.car_said_s and said != (
-        last.car_said_s,
-        last.car_said,
-    )
-    return reading.car_said if is_new or not reading.car_said_s else None
+    """What the car has said of its charge since the last reading, in percent.
+
+    A charge without a time counts as said just now.
+    """
+    if not reading.car_said_s:
+        return reading.car_said
+    before = (last.car_said_s, last.car_said)
+    now = (reading.car_said_s, reading.car_said)
+    is_new = now != before and reading.car_said_s >= last.car_said_s
+    return reading.car_said if is_new else None
 
 
 Change = Literal["none", "begins", "goes on", "goes on lower", "ends", "came and went"]
@@ -2245,7 +2256,7 @@ def is_back_at_a_plug(
         return False
     if reading.plugged_s and session.ended_s:
         return reading.plugged_s > session.ended_s
-    return last.plugged is False
+    return last.plugged is False  # where a stamp is missing
 
 
 def was_driven(session: ChargingSession, last: Reading, reading: Reading) -> bool:
@@ -2395,97 +2406,6 @@ STILL_THERE_S = AN_HOUR_S
 TOLD_ONCE_A_SESSION = ("reached", "soon", "overdue", "full", "still")
 
 
-class ChargeWatch:
-    """Decides what is news, and when the next poll is due, by what is remembered."""
-
-    def __init__(self, memory: Memory, notify_at: float, interval_s: float) -> None:
-        self._memory = memory
-        self._notify_at = notify_at  # percent, the owner's own; 0 for none
-        self._interval_s = interval_s
-        self._early_polls = 0  # since there was something new
-
-    def forget(self, now_s: float) -> None:
-        """Forget a last reading of so long ago that it says nothing of today."""
-        memory = self._memory
-        if memory.last and now_s - memory.last.taken_s > FORGOTTEN_S:
-            memory.last = None
-            memory.session = ChargingSession()
-
-    def take(self, reading: Reading) -> list[News]:
-        """Take note of a reading; returns its news, in the order of telling."""
-        memory = self._memory
-        is_first = memory.last is None and not memory.session.is_on
-        seen = observe(reading, memory.last, memory.session)
-
-        found = news_in(seen, self._notify_at)
-        news = [one for one in found if told_as(one) not in seen.session.told]
-        step = step_news(seen)
-        if is_first:  # what has been so for long is no news
-            news = [one for one in news if one.kind in ("soon", "overdue")]
-        elif step and not news:
-            news = [step]
-
-        # What was so from the beginning is not told later, either.
-        note_told(seen.session, found)
-        if is_first or news:
-            seen.session.lowest_since_news = reading.charge
-        if news or is_new(seen):
-            self._early_polls = 0
-        memory.last = reading
-        memory.session = seen.session
-        return news
-
-    def silence_news(self, now_s: float) -> News | None:
-        """That a charge has not been heard of for too long, but not for a day."""
-        last = self._memory.last
-        if last is None or last.status != "charging":
-            return None
-        least_s = max(2 * self._interval_s, AN_HOUR_S)
-        if not least_s <= now_s - last.taken_s <= A_DAY_S:
-            return None
-        since = clock_at(last.taken_s)
-        return News(
-            "error", f"No word from BMW since {since} ({last.percent}, charging)"
-        )
-
-    def plan_next_poll(self, reading: Reading, began_s: float) -> float:
-        """The time.time() of the next poll, after one that began at `began_s`.
-
-        A poll that is brought forward comes at the moment for which it is.
-        """
-        regular_s = began_s + self._interval_s
-        goals = [self._memory.session.lowest_since_news + STEP_PERCENT, self._notify_at]
-        requests_s = requests_of_a_day(self._memory.requests_s, reading.taken_s)
-        if (
-            requests_to_spare(requests_s, reading.taken_s, self._interval_s)
-            < KEPT_FOR_FULL
-        ):
-            goals = []
-        early_s = early_poll_s(reading, goals, self._early_polls)
-        next_s = regular_s if early_s is None else min(early_s, regular_s)
-
-        # Polls keep their distance, so the one after this might tell "soon" too late.
-        soon_s = soon_news_s(reading)
-        if 0 < soon_s - next_s < LEAST_GAP_S < self._interval_s:
-            next_s = soon_s
-        if next_s < regular_s:
-            self._early_polls += 1
-        return next_s
-
-
-def is_new(seen: Observation) -> bool:
-    """Whether BMW has said something that it had not said before.
-
-    After the time at which it should be full, a charge that creeps is nothing new.
-    """
-    reading = seen.reading
-    last = seen.last
-    if last is None or reading.status != last.status or seen.change == "goes on lower":
-        return True
-    is_charge_new = reading.charge != last.charge and reading.source != "interpolated"
-    return is_charge_new and reading.minutes_to_full is not None
-
-
 def told_as(news: News) -> str:
     """How it is remembered that it was told: once for each goal, and each trouble."""
     return news.message if news.kind in ("reached", "error") else news.kind
@@ -2521,9 +2441,9 @@ def started_news(seen: Observation) -> News | None:
     if seen.change != "begins":
         return None
     began_percent = seen.session.began_percent
-    message = (
-        f"Charging from {began_percent}" if began_percent else "Charging has begun"
-    )
+    message = "Charging has begun"
+    if began_percent:
+        message = f"Charging from {began_percent}"
     return News("started", with_full_clock(message, seen.reading))
 
 
@@ -2610,15 +2530,13 @@ def step_news(seen: Observation) -> News | None:
     risen = seen.reading.charge - seen.session.lowest_since_news
     if not seen.session.is_on or round(risen, 6) < STEP_PERCENT:
         return None
-    return News(
-        "step", with_full_clock(f"{seen.reading.percent} charged", seen.reading)
-    )
+    message = f"{seen.reading.percent} charged"
+    return News("step", with_full_clock(message, seen.reading))
 
 
 def with_full_clock(message: str, reading: Reading) -> str:
-    return (
-        f"{message}, full about {reading.full_clock}" if reading.full_clock else message
-    )
+    clock = reading.full_clock
+    return f"{message}, full about {clock}" if clock else message
 
 
 def session_summary(seen: Observation) -> str:
@@ -2645,15 +2563,32 @@ EARLY_POLLS_NEAR_FULL = 4
 def requests_to_spare(
     requests_s: list[float], now_s: float, interval_s: float
 ) -> float:
-    """How many requests can be made beside the regular ones, without a gap later."""
+    """How many requests can be made beside the regular ones, without a gap later.
+
+    The quota can run out at any moment until the last of the day's requests is a day
+    old. Just before one of them is, it counts itself, those after it, and the regular
+    ones that come until then; the least that is left at such a moment is to spare.
+    """
     most = requests_a_day(interval_s)
     to_spare = float(most)
     for earlier, at_s in enumerate(requests_s):
-        # Until it is a day old, those after it count, and the regular ones from now on.
         regular = (at_s + A_DAY_S - now_s) / interval_s
         counted = len(requests_s) - earlier
         to_spare = min(to_spare, most - counted - regular)
     return to_spare
+
+
+def is_new(seen: Observation) -> bool:
+    """Whether BMW has said something that it had not said before.
+
+    After the time at which it should be full, a charge that creeps is nothing new.
+    """
+    reading = seen.reading
+    last = seen.last
+    if last is None or reading.status != last.status or seen.change == "goes on lower":
+        return True
+    is_charge_new = reading.charge != last.charge and reading.source != "interpolated"
+    return is_charge_new and reading.minutes_to_full is not None
 
 
 def soon_news_s(reading: Reading) -> float:
@@ -2682,6 +2617,24 @@ def early_poll_s(
     return least_s if early_polls < EARLY_POLLS else None
 
 
+def next_poll_s(
+    reading: Reading, regular_s: float, goals: list[float], early_polls: int
+) -> float:
+    """When to poll next: at the regular time, or when news is expected before.
+
+    A poll that is brought forward comes at the moment for which it is.
+    """
+    early_s = early_poll_s(reading, goals, early_polls)
+    next_s = regular_s if early_s is None else min(early_s, regular_s)
+
+    # Polls keep their distance, so the one after this might tell "soon" too late. Then
+    # this one waits for it, even where the regular one comes a little before.
+    soon_s = soon_news_s(reading)
+    if 0 < soon_s - next_s < LEAST_GAP_S < regular_s - reading.taken_s:
+        return soon_s
+    return next_s
+
+
 def goal_s(reading: Reading, goal: float) -> float:
     """When a charge in percent is reached; 0 where it is behind.
 
@@ -2692,6 +2645,76 @@ def goal_s(reading: Reading, goal: float) -> float:
     left_s = reading.full_at_s - reading.taken_s
     share = (goal + 0.1 - reading.charge) / (100 - reading.charge)
     return reading.taken_s + left_s * share
+
+
+# --- The watch: both of these, by what is remembered ----------------------------------
+class ChargeWatch:
+    """Decides what is news, and when the next poll is due, by what is remembered."""
+
+    def __init__(self, memory: Memory, notify_at: float, interval_s: float) -> None:
+        self._memory = memory
+        self._notify_at = notify_at  # percent, the owner's own; 0 for none
+        self._interval_s = interval_s
+        self._early_polls = 0  # since there was something new
+
+    def forget(self, now_s: float) -> None:
+        """Forget a last reading of so long ago that it says nothing of today."""
+        memory = self._memory
+        if memory.last and now_s - memory.last.taken_s > FORGOTTEN_S:
+            memory.last = None
+            memory.session = ChargingSession()
+
+    def take(self, reading: Reading) -> list[News]:
+        """Take note of a reading; returns its news, in the order of telling."""
+        memory = self._memory
+        is_first = memory.last is None and not memory.session.is_on
+        seen = observe(reading, memory.last, memory.session)
+
+        found = news_in(seen, self._notify_at)
+        news = [one for one in found if told_as(one) not in seen.session.told]
+        step = step_news(seen)
+        if is_first:  # what has been so for long is no news
+            news = [one for one in news if one.kind in ("soon", "overdue")]
+        elif step and not news:
+            news = [step]
+
+        # What was so from the beginning is not told later, either.
+        note_told(seen.session, found)
+        if is_first or news:
+            seen.session.lowest_since_news = reading.charge
+        if news or is_new(seen):
+            self._early_polls = 0
+        memory.last = reading
+        memory.session = seen.session
+        return news
+
+    def silence_news(self, now_s: float) -> News | None:
+        """That a charge has not been heard of for too long, but not for a day."""
+        last = self._memory.last
+        if last is None or last.status != "charging":
+            return None
+        least_s = max(2 * self._interval_s, AN_HOUR_S)
+        if not least_s <= now_s - last.taken_s <= A_DAY_S:
+            return None
+        since = clock_at(last.taken_s)
+        return News(
+            "error", f"No word from BMW since {since} ({last.percent}, charging)"
+        )
+
+    def plan_next_poll(self, reading: Reading, began_s: float) -> float:
+        """The time.time() of the next poll, after one that began at `began_s`."""
+        goals = [self._memory.session.lowest_since_news + STEP_PERCENT, self._notify_at]
+        now_s = reading.taken_s
+        requests_s = requests_of_a_day(self._memory.requests_s, now_s)
+        to_spare = requests_to_spare(requests_s, now_s, self._interval_s)
+        if to_spare < KEPT_FOR_FULL:
+            goals = []
+
+        regular_s = began_s + self._interval_s
+        next_s = next_poll_s(reading, regular_s, goals, self._early_polls)
+        if next_s < regular_s:
+            self._early_polls += 1
+        return next_s
 
 
 # --- Log lines ------------------------------------------------------------------------
@@ -3014,9 +3037,8 @@ class Outbox:
             if message.good_until_s > time.time():
                 continue
             self._memory.outbox.remove(message)
-            if (
-                message.news.kind != "sign-in"
-            ):  # its code has run out, and others follow
+            # Of a sign-in, the code has run out, and others follow.
+            if message.news.kind != "sign-in":
                 logger.error("after a day, no more tries to tell: %s", message.summary)
 
     def _deliver_to(self, name: str) -> None:
@@ -3211,7 +3233,7 @@ class Loop:
         except SignInRefused as refusal:
             self.exit_status = 1
             logger.error("%s", refusal)
-            self.tell([News("error", str(refusal))])
+            self.tell_trouble(News("error", str(refusal)))
         else:
             self.note(reading, began_s)
 
@@ -3269,8 +3291,9 @@ class Loop:
         is_waiting = isinstance(problem, WaitingForOwner)
         self.log.set_title("i3: waiting for you" if is_waiting else "i3: no reading")
         sentence = str(problem)
-        if problem.wait_s is None or not is_waiting:
-            sentence += "" if self.once else f"; next try in {duration(wait_s)}"
+        is_of_code = is_waiting and problem.wait_s is not None
+        if not is_of_code and not self.once:
+            sentence += f"; next try in {duration(wait_s)}"
         if sentence:
             logger.log(logging.WARNING if is_waiting else logging.ERROR, "%s", sentence)
 
@@ -3472,7 +3495,7 @@ def run_logger(arguments: argparse.Namespace) -> int:
 
 
 def logger_settings(arguments: argparse.Namespace, path: Path) -> Settings:
-    found = own_variables(arguments)
+    found = own_variables(arguments, path)
     first = f"fill in {path}"
     if not path.exists():
         first = "copy .env.example to .env and fill it in"
@@ -3497,9 +3520,8 @@ def settings_path(arguments: argparse.Namespace) -> Path:
     return OWN_SETTINGS_PATH
 
 
-def own_variables(arguments: argparse.Namespace) -> dict[str, str]:
+def own_variables(arguments: argparse.Namespace, path: Path) -> dict[str, str]:
     """Those of the settings file; none where there is no `.env`."""
-    path = settings_path(arguments)
     if not arguments.env_file and not path.exists():
         return {}
     return read_settings_file(path)
@@ -3542,7 +3564,7 @@ def run(
 # --- The demo -------------------------------------------------------------------------
 def run_demo(arguments: argparse.Namespace) -> int:
     """Log a simulated i3, with the owner's own addresses, and without a memory."""
-    found = own_variables(arguments)
+    found = own_variables(arguments, settings_path(arguments))
     settings = demo_settings({**os.environ, **found}, check_names(found))
     status = run(settings, Memory(), SimulatedCar(), "BMW i3 (demo)", arguments)
     if status == 0 and not arguments.once:

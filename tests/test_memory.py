@@ -242,9 +242,8 @@ def test_damaged_file_is_put_aside_said_and_begun_anew(
     assert load(path) == Memory("client", VIN, path=path)
     assert not path.exists()
     assert Path(f"{path}.damaged").read_bytes() == DAMAGED[name]
-    assert log.messages == [
-        f"{path} is damaged; it is now {path.name}.damaged, and a new one is begun, without the sign-in"
-    ]
+    begun = "and a new one is begun, without the sign-in"
+    assert log.messages == [f"{path} is damaged; it is now {path.name}.damaged, {begun}"]
 
 
 def test_damaged_file_is_said_once_and_the_program_runs(
