@@ -172,6 +172,16 @@ def test_start_by_hand_seeks_a_full_container_where_a_small_one_stands_in(
     assert new.memory.container.purpose == i3charge.FULL_SET
 
 
+def test_small_container_goes_on_where_the_search_at_a_start_by_hand_is_refused(
+    cardata: CarData, new: Client
+) -> None:
+    cardata.accepted_descriptors = OF_THE_CAR
+    assert new.poll()
+    cardata.api_answers = [says_code("CU-403")]
+    assert Client(cardata, new.memory).poll()
+    assert new.memory.container.purpose == i3charge.SMALL_SET
+
+
 def test_search_that_was_not_sent_is_made_again_at_the_next_poll(
     cardata: CarData, new: Client
 ) -> None:

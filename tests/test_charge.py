@@ -283,6 +283,14 @@ def test_charge_that_begins_anew_from_less_is_followed_to_its_end() -> None:
     assert full.startswith("full: Fully charged: 53 → 100% in 1 h 35 min.")
 
 
+def test_charge_that_begins_anew_from_less_began_when_the_car_said_so() -> None:
+    bmw = Bmw(plug="CONNECTED@17:00", status="CHARGINGACTIVE@17:00", header="60@17:00")
+    bmw.polled("17:10")
+    bmw.polled("20:30", header="50@20:00")
+    (full,) = bmw.polled("22:10", header="100@22:00", status="CHARGINGENDED@22:00")
+    assert full.startswith("full: Fully charged: 50 → 100% in 2 h.")
+
+
 def test_word_of_an_earlier_session_is_no_beginning(full: Bmw) -> None:
     full.shows(status="CHARGINGACTIVE@00:30")  # it sticks
     full.polled("03:00")
@@ -432,6 +440,13 @@ def test_status_that_sticks_ends_with_the_cars_own_100_percent() -> None:
     assert kinds(bmw.polled("20:31")) == ["full"]
     assert bmw.polled("20:55", header="99@20:50") == []  # it flickers
     assert bmw.line == "99% full"
+
+
+def test_status_that_sticks_ends_with_the_plug_too() -> None:
+    bmw = Bmw(plug="CONNECTED@17:00", status="CHARGINGACTIVE@17:00", header="60@17:00")
+    bmw.polled("17:10")
+    end = bmw.polled("20:10", header="100@20:00", plug="DISCONNECTED@20:05")
+    assert end == ["full: Fully charged."]
 
 
 # --- BMW's own word that it is full -----------------------------------------------------

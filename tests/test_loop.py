@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -200,12 +201,33 @@ def test_refused_sign_in_is_told_and_ends_it(clock: Clock) -> None:
     assert (told.told, told.status) == (["BMW refuses the sign-in"], 1)
 
 
+def test_signal_whose_exception_python_has_dropped_ends_it_before_it_waits(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals: list[int] = []
+    monkeypatch.setattr(i3charge, "SIGNALS", signals)
+
+    def interrupted() -> Reading:
+        signals.append(signal.SIGTERM)
+        return IDLE
+
+    with pytest.raises(SystemExit, match="143"):
+        run(Door(clock, interrupted))
+    assert clock.naps == []
+
+
 # --- Trouble is told once a day -------------------------------------------------------
 
 
 def test_trouble_that_goes_on_is_told_once_a_day(clock: Clock) -> None:
     door = Door(clock, NoReading("broken", news=News("error", "have a look")))
     assert run(door, minutes=2.5 * 24 * 60).told == ["have a look"] * 3
+
+
+def test_each_trouble_is_told_for_itself(clock: Clock) -> None:
+    broken = [NoReading(words, news=News("error", words)) for words in ("no disk", "no client")]
+    door = Door(clock, *broken, *broken)
+    assert run(door, minutes=120).told == ["no disk", "no client"]
 
 
 def test_trouble_that_a_reading_has_ended_is_told_anew(clock: Clock) -> None:

@@ -194,6 +194,42 @@ def test_odd_value_costs_its_field_and_nothing_else(path: Path, value: Any) -> N
                 assert rest == whole[part]
 
 
+def test_missing_value_costs_its_field_and_nothing_else(path: Path) -> None:
+    whole = dataclasses.asdict(memory(path))
+    del whole["path"], whole["is_kept"]
+    for part, record in (
+        ("sign_in", SignIn()),
+        ("container", Container()),
+        ("last", Reading(61.5)),
+        ("session", ChargingSession()),
+    ):
+        for name in set(whole[part]) - {"charge"}:
+            rest = {each: value for each, value in whole[part].items() if each != name}
+            path.write_text(json.dumps({**whole, part: rest}))
+            loaded = dataclasses.asdict(load(path))
+            assert loaded == {
+                **dataclasses.asdict(memory(path)),
+                part: {**rest, name: getattr(record, name)},
+            }
+
+
+def test_message_is_kept_where_it_can_be_told(path: Path) -> None:
+    (whole,) = dataclasses.asdict(memory(path))["outbox"]
+    news = whole["news"]
+    cases = [
+        ({}, 0),
+        ({"news": news}, 0),
+        ({**whole, "address": 1}, 0),
+        ({**whole, "news": {**news, "kind": "a newer one"}}, 0),
+        ({**whole, "news": {"kind": "full"}}, 0),
+        ({"address": "NTFY_URL", "news": {"kind": "full", "message": "Full"}}, 1),
+        ({**whole, "charge": "much", "status": "unheard of"}, 1),
+    ]
+    for message, kept in cases:
+        path.write_text(json.dumps({"outbox": [message]}))
+        assert len(load(path).outbox) == kept
+
+
 PARTS = ["sign_in", "container", "requests_s", "last", "session", "told_s", "outbox"]
 
 

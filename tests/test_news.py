@@ -289,6 +289,14 @@ def test_still_is_told_an_hour_after_full_once(night: Night, tmp_path: Path) -> 
     assert night.take(140, 100, "full", plugged=True) == []
 
 
+def test_still_is_told_after_full_where_the_end_shows_late(night: Night) -> None:
+    night.take(10, 90)
+    late: Any = {"plugged": True, "status_s": night.now_s + 600}
+    for minute, kind in ((90, "full"), (130, "still")):
+        (news,) = night.take(minute, 100, "full", **late)
+        assert news.startswith(f"{kind}:")
+
+
 @pytest.mark.parametrize("plugged", [None, False])
 def test_still_is_told_only_where_the_plug_is_known_to_be_in(night: Night, plugged: Any) -> None:
     night.take(10, 90)
