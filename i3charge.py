@@ -112,7 +112,7 @@ REQUIRED_SETTINGS = {
     "CARDATA_CLIENT_ID": "from the My BMW portal; README.md has the steps",
 }
 OPTIONAL_SETTINGS = {
-    "NTFY_URL": "your phone: https://ntfy.sh/some-random-words",
+    "NTFY_URL": "your phone: https://ntfy.sh/ and your topic",
     "WEBHOOK_URL": "an address that gets the news as JSON",
     "NOTIFY_AT": "a charge in percent to hear of, such as 80",
     "LOG_INTERVAL": "milliseconds between readings; else 2400000",
@@ -344,8 +344,8 @@ class CheckedVariables:
     def ntfy_url(self) -> str:
         url = self.url("NTFY_URL", is_plain_allowed=True)
         if url and not urlsplit(url).path.strip("/"):
-            example = "https://ntfy.sh/random-words"
-            self.problems.append(f"NTFY_URL should end with a topic: {example}")
+            should = "should end with a topic, such as 20 random letters"
+            self.problems.append(f"NTFY_URL {should}")
         return url
 
     def vin(self) -> str:
