@@ -69,13 +69,13 @@ from typing import (
     TypeVar,
     get_args,
 )
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 try:
     import requests
     import urllib3
     from dotenv.parser import Binding, parse_stream
-except ImportError as problem:
+except (ImportError, OSError) as problem:  # certificates that are missing, too
     advice = "README.md says how to install what is needed"
     sys.exit(f"i3charge: {problem}; {advice}")
 
@@ -281,10 +281,10 @@ def with_portal(settings: Settings, checked: CheckedVariables) -> Settings:
     why = "BMW blocks who asks faster"
     return dataclasses.replace(
         settings,
-        username=checked.text("USERNAME"),
+        username=checked.copied_text("USERNAME"),
         password=checked.text("PASSWORD"),
         auth_client_id=checked.copied_text("AUTH_CLIENT_ID"),
-        redirect_uri=checked.text("AUTH_REDIRECT_URI", PORTAL_REDIRECT_URI),
+        redirect_uri=checked.copied_text("AUTH_REDIRECT_URI", PORTAL_REDIRECT_URI),
         portal_url=url,
         login_url=checked.url("AUTH_BASE_URL", PORTAL_LOGIN_URL),
         interval_s=checked.interval_s(url, PORTAL_INTERVAL_MS, least_ms, why),
@@ -317,9 +317,9 @@ class CheckedVariables:
             self.is_incomplete = True
         return value
 
-    def copied_text(self, name: str) -> str:
-        """A required value that is copied from somewhere, as a number or an id is."""
-        return self._copied(name, self.text(name))
+    def copied_text(self, name: str, default: str = "") -> str:
+        """A text that is copied from somewhere, as a number or an id is."""
+        return self._copied(name, self.text(name, default))
 
     def _copied(self, name: str, value: str) -> str:
         """Strip the blanks around a value. A stray character in it is a problem."""
@@ -971,11 +971,12 @@ def why_unsent(error: Exception) -> str:
     """What of this computer has kept a request back; "" where it was not that."""
     is_of_requests = isinstance(error, requests.exceptions.RequestException)
     if isinstance(error, requests.exceptions.ProxyError):
-        return "its proxy does not answer"
+        return "its proxy does not let it through"
     if isinstance(error, requests.exceptions.SSLError):
         # A hotel's network answers so before one has signed in there, and certificates
         # are not good yet on a computer whose clock has not been set.
-        return "no secure connection was possible: look at the network and the clock"
+        place = "look at the network, the clock and REQUESTS_CA_BUNDLE"
+        return f"no secure connection was possible: {place}"
     if isinstance(error, OSError) and not is_of_requests:
         place = "look at REQUESTS_CA_BUNDLE, or set up .venv anew"
         return f"its file of certificates is missing: {place}"
@@ -1184,20 +1185,24 @@ class CarDataSignIn:
         raise NoReading(message, news=News("error", message))
 
     def _redeem(self, code: DeviceCode) -> None:
-        """Ask whether the owner has confirmed. Returns when BMW has given tokens."""
-        if time.time() > code.expires_s:
-            self._raise_code_is_over(NOT_CONFIRMED)
+        """Ask whether the owner has confirmed. Returns when BMW has given tokens.
+
+        That is asked once more after the code's end, for a lid can have been closed.
+        """
         form = {
             "grant_type": self.DEVICE_CODE_GRANT,
             "device_code": code.device_code,
             "code_verifier": code.verifier,
         }
-        with signals_held_back():
-            answer = self._post("the tokens", "token", form)
-            if has_tokens(answer):
-                self._keep_tokens(answer)
-                logger.info("signed in at BMW")
-                return
+        try:
+            with signals_held_back():
+                answer = self._post("the tokens", "token", form)
+                if has_tokens(answer):
+                    self._keep_tokens(answer)
+                    logger.info("signed in at BMW")
+                    return
+        except NoAnswer as problem:
+            self._raise_code_waits(code, str(problem))
         self._go_on_waiting(code, answer)
 
     def _go_on_waiting(self, code: DeviceCode, answer: HttpAnswer) -> NoReturn:
@@ -1205,15 +1210,16 @@ class CarDataSignIn:
         if CODE_USED_UP in answer.body:
             self._raise_code_is_refused("BMW has failed over this code")
         if answer.status not in OAUTH_REFUSALS:
-            raise NoReading(answer.failure())  # the code may still be good
+            self._raise_code_waits(code, answer.failure())
 
         # BMW has left the error out, too, while the owner had not confirmed.
         error = oauth_error(answer) or PENDING
         if error == SLOW_DOWN:
             code.interval_s += 5  # RFC 8628, 3.5
-        if error in (PENDING, SLOW_DOWN):
+        is_pending = error in (PENDING, SLOW_DOWN)
+        if is_pending and time.time() < code.expires_s:
             raise WaitingForOwner("", wait_s=code.interval_s)
-        if error == EXPIRED:
+        if is_pending or error == EXPIRED:
             self._raise_code_is_over(NOT_CONFIRMED)
         if error == DECLINED:
             why = "the sign-in was declined, or BMW has failed over this code"
@@ -1221,16 +1227,21 @@ class CarDataSignIn:
         said = printable(error, self.secret_words())
         self._raise_code_is_refused(f"BMW has failed over this code ({said})")
 
+    def _raise_code_waits(self, code: DeviceCode, why: str) -> NoReturn:
+        """The code may still be good, but not for long, so pauses do not grow yet."""
+        is_good = time.time() < code.expires_s
+        raise NoReading(why, wait_s=A_MINUTE_S if is_good else None)
+
     def _raise_code_is_refused(self, why: str) -> NoReturn:
         """The next code can work, and the owner, who believes it is done, is to know.
 
-        So that code is told although one was: once an hour at the most, for BMW can
-        refuse all codes of a night.
+        So that code is told at once although one was; those after it once an hour at the
+        most, for BMW can refuse all codes of a night.
         """
         told_s = self._memory.told_s
-        if time.time() - told_s.get(CODE_REFUSED, 0.0) >= AN_HOUR_S:
-            told_s[CODE_REFUSED] = time.time()
+        if CODE_REFUSED not in told_s:
             told_s.pop("sign-in", None)
+        told_s[CODE_REFUSED] = time.time()
         advice = "confirm the next one in a private window without an ad blocker"
         self._raise_code_is_over(f"{why}: {advice}")
 
@@ -3142,7 +3153,7 @@ def refusal_by_address(name: str, answer: HttpAnswer, url: str) -> str:
         page = "a web page, such as that of a login"
         return f"{refused}: the address does not answer as ntfy, but with {page}"
 
-    parts = re.split("[/?&=:@#]+", f"{url}/{unquote(url)}")
+    parts = re.split("[/?&=:@#]+", f"{url}/{unquote(url)}/{quote(url)}")
     hidden = [url, *(part for part in parts if len(part) > 2)]
     return f"{refused}: {printable(reason_in(answer), hidden)[:60]}"
 
@@ -3184,6 +3195,7 @@ FIRST_PAUSE_S = A_MINUTE_S  # after a failure
 LEAST_LONGEST_PAUSE_S = 5 * A_MINUTE_S  # where the interval is shorter
 TELL_AGAIN_S = A_DAY_S  # of a trouble that goes on
 TELL_SIGN_IN_AGAIN_S = 6 * AN_HOUR_S
+TELL_AFTER_REFUSED_CODE_S = AN_HOUR_S
 OWN_FAULT = "a fault in i3charge itself"
 
 
@@ -3203,12 +3215,14 @@ class Loop:
     reading: Reading | None = None  # the last
     failures: int = 0  # in a row
     next_s: float = 0.0  # when the next poll is due
+    fault_due_s: dict[str, float] = field(default_factory=dict)  # when it is said again
     exit_status: int | None = None  # when it is over
 
     def run(self) -> int:
         """Go on until something ends it; returns the exit status."""
         while True:
             self.guard(self.poll)
+            self.guard(self.outbox.deliver)
             if self.exit_status is not None:
                 return self.exit_status
             self.wait()
@@ -3243,8 +3257,8 @@ class Loop:
         self.reading = held(reading, self.memory.last, self.memory.session)
         self.log.write(self.reading)
         news = self.watch.take(self.reading)
-        self.failures = 0
         self.next_s = self.watch.plan_next_poll(self.reading, began_s)
+        self.failures = 0
         self.tell(news)
         self.forget_troubles()
 
@@ -3271,13 +3285,17 @@ class Loop:
 
     def note_fault(self, problem: Exception) -> None:
         """The next poll may be better; one that is planned stays where it is."""
-        if self.next_s <= time.time():
-            self.next_s = time.time() + self.count_failure()
+        now_s = time.time()
+        pause_s = self.count_failure()
+        if self.next_s <= now_s:
+            self.next_s = now_s + pause_s
         if self.once:
             self.exit_status = 1
 
         sentence = fault(problem)
-        logger.error("%s", sentence)
+        if now_s >= self.fault_due_s.get(sentence, 0.0):
+            self.fault_due_s[sentence] = now_s + pause_s
+            logger.error("%s", sentence)
         with suppress(Exception):  # telling can be what is at fault
             self.tell_trouble(News("error", sentence))
 
@@ -3308,18 +3326,23 @@ class Loop:
             if way.bell and sys.stderr.isatty():
                 print("\a", end="", file=sys.stderr, flush=True)
             self.desktop.show(one)
-        self.outbox.deliver()
 
     def tell_trouble(self, news: News) -> bool:
         """Tell of a trouble that goes on, but not again within a day; returns whether."""
         told_s = self.memory.told_s
-        again_s = TELL_SIGN_IN_AGAIN_S if news.kind == "sign-in" else TELL_AGAIN_S
         since_s = time.time() - told_s.get(told_as(news), 0.0)
-        if 0 <= since_s < again_s:
+        if 0 <= since_s < self.told_again_after_s(news):
             return False
         told_s[told_as(news)] = time.time()
         self.tell([news])
         return True
+
+    def told_again_after_s(self, news: News) -> float:
+        if news.kind != "sign-in":
+            return TELL_AGAIN_S
+        told_s = self.memory.told_s
+        is_refused = told_s.get(CODE_REFUSED, 0.0) > told_s.get(told_as(news), 0.0)
+        return TELL_AFTER_REFUSED_CODE_S if is_refused else TELL_SIGN_IN_AGAIN_S
 
     def tell_silence(self) -> None:
         news = self.watch.silence_news(time.time())

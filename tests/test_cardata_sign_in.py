@@ -96,7 +96,7 @@ def test_code_outlasts_an_answer_of_no_use(cardata: CarData, new: Client, answer
     waits(new)
     cardata.token_answers = [answer]
     problem = new.refused()
-    assert problem.wait_s is None and "(HTTP " in str(problem)
+    assert problem.wait_s == 60 and "(HTTP " in str(problem)
     waits(new)
     assert new.poll()
 
@@ -104,9 +104,28 @@ def test_code_outlasts_an_answer_of_no_use(cardata: CarData, new: Client, answer
 def test_code_outlasts_a_question_that_is_not_answered(cardata: CarData, new: Client) -> None:
     waits(new)
     cardata.stop_listening()
-    assert not new.unanswered().was_sent
+    problem = new.refused()
+    assert problem.wait_s == 60 and str(problem).startswith("no answer from 127.0.0.1")
     cardata.listen_again()
     waits(new)
+    assert new.poll()
+
+
+def test_pause_of_a_minute_is_only_for_a_code_that_may_be_good(
+    cardata: CarData, new: Client, clock: Clock
+) -> None:
+    waits(new)
+    clock.sleep(HOUR_S)
+    cardata.token_answers = [says(500)]
+    assert new.refused().wait_s is None
+
+
+def test_code_that_was_confirmed_under_a_closed_lid_is_redeemed(
+    cardata: CarData, new: Client, clock: Clock
+) -> None:
+    waits(new)
+    cardata.pending = 0
+    clock.sleep(8 * HOUR_S)
     assert new.poll()
 
 

@@ -78,7 +78,7 @@ UNSENT: dict[str, tuple[dict[str, str], str, str]] = {
     "not secure": (
         {},
         "https://127.0.0.1:{port}/",
-        "no secure connection was possible: look at the network and the clock",
+        "no secure connection was possible: look at the network, the clock and REQUESTS_CA_BUNDLE",
     ),
     "no file of certificates": (
         {"REQUESTS_CA_BUNDLE": "/nowhere/secret.pem"},
@@ -99,7 +99,7 @@ UNSENT: dict[str, tuple[dict[str, str], str, str]] = {
     "proxy that is not there": (
         {"HTTP_PROXY": "http://secret@127.0.0.1:1"},
         "http://bmw.invalid/",
-        "its proxy does not answer",
+        "its proxy does not let it through",
     ),
     "address": ({}, "http://bmw..invalid/secret", UNUSABLE),
 }

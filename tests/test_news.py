@@ -410,6 +410,13 @@ def test_step_is_not_sought_where_it_would_cost_a_regular_poll_later(
     assert night.next_poll_in() == pytest.approx(minutes, abs=0.1)
 
 
+def test_of_two_cars_each_has_half_of_the_requests_to_spare() -> None:
+    night = Night(interval_s=4800)
+    night.memory.requests_s = [START_S - 1] * 5  # 24 are allowed, 18 are regular
+    night.take(0, 60, left=320)
+    assert night.next_poll_in() == pytest.approx(80, abs=0.1)
+
+
 def test_creeping_estimate_does_not_drain_the_quota() -> None:
     night = Night()
     found = []
