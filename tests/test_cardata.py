@@ -172,6 +172,18 @@ def test_start_by_hand_seeks_a_full_container_where_a_small_one_stands_in(
     assert new.memory.container.purpose == i3charge.FULL_SET
 
 
+def test_sign_in_that_is_missing_is_no_search(cardata: CarData, new: Client) -> None:
+    """So the start by hand still seeks a full container when the owner has signed in."""
+    cardata.accepted_descriptors = OF_THE_CAR
+    assert new.poll()
+    cardata.accepted_descriptors = set(DESCRIPTORS)
+    new.memory.sign_in = i3charge.SignIn()
+    by_hand = Client(cardata, new.memory)
+    while by_hand.problem():
+        pass
+    assert new.memory.container.purpose == i3charge.FULL_SET
+
+
 def test_small_container_goes_on_where_the_search_at_a_start_by_hand_is_refused(
     cardata: CarData, new: Client
 ) -> None:

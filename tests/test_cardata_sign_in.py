@@ -72,7 +72,9 @@ def test_sign_in_goes_on_when_the_owner_has_confirmed(cardata: CarData, new: Cli
     cardata.pending = 2
     waits(new)
     assert [str(waits(new)) for _ in range(2)] == ["", ""]
+    new.memory.told_s = {"sign-in": 1.0, i3charge.CODE_REFUSED: 1.0, "another trouble": 1.0}
     assert new.poll().charge == 62
+    assert list(new.memory.told_s) == ["another trouble"]
     assert new.memory.sign_in.refresh_token
     assert cardata.spent == 3  # waiting for the owner costs no requests
 
@@ -361,6 +363,10 @@ def test_once_on_a_full_disk_ends_with_1_and_loses_nothing(
     assert script.stderr_with("cannot be written (File too large)") == 1
     assert len(script.stdout) == (expires_s > 0)
     assert kept_token(kept) == cardata.refresh_token
+
+
+def test_token_request_holds_a_signal_back_for_15_seconds_at_most() -> None:
+    assert sum(i3charge.CarDataSignIn.TIMEOUT_S) <= 15
 
 
 # --- A signal while BMW answers -------------------------------------------------------

@@ -315,6 +315,8 @@ STRAYS = {
         (CARDATA, "CARDATA_BASE_URL", "https://bmw{}.example/"),
         (PORTAL, "AUTH_CLIENT_ID", f"{CANARY[:5]}{{}}x"),
         (PORTAL, "AUTH_BASE_URL", "https://bmw.example/{}x"),
+        (PORTAL, "AUTH_REDIRECT_URI", "https://bmw.example/{}x"),
+        (PORTAL, "USERNAME", f"{CANARY[:5]}{{}}@x.example"),
     ],
 )
 def test_character_that_was_copied_along_is_named_but_not_the_value(

@@ -315,6 +315,20 @@ def test_reason_of_a_refusal_is_said_in_harmless_words(
     assert log.messages == [f"{start}{reason}; it will be tried again"]
 
 
+def test_address_is_not_shown_where_a_refusal_repeats_it_in_other_letters(
+    ntfy: Recorder, log: pytest.LogCaptureFixture
+) -> None:
+    ntfy.answers = [says(404, {"error": "topic /secret-w%C3%B6rter is unknown"})]
+    Sender(Memory(), ntfy_url=ntfy.url + "secret-wörter").tell(FULL)
+    assert "topic /*** is unknown" in log.messages[0]
+
+
+def test_password_in_an_own_address_is_used(ntfy: Recorder) -> None:
+    url = ntfy.url.replace("//", "//me:secret@") + "secret-topic"
+    Sender(Memory(), ntfy_url=url).tell(FULL)
+    assert ntfy.accepted[0].headers["Authorization"].startswith("Basic ")
+
+
 def test_what_is_left_is_said_at_the_end(
     portal: Portal, ntfy: Recorder, start: Start, tmp_path: Path
 ) -> None:
