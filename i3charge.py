@@ -1790,7 +1790,7 @@ def reading_in(data: TelematicData, *, interpolates: bool = True) -> Reading | N
         last_word_s=last_word_s_in(data),
         car_said=data.own_charge.value,
         car_said_s=data.own_charge.at_s,
-        end_said_s=data.status.at_s if data.status.word == CHARGING_ENDED else 0.0,
+        end_said_s=end_said_s_in(data, status),
         end_reason=REASON_OF_WORD.get(reason.word, ""),
         end_reason_s=reason.at_s,
     )
@@ -1860,7 +1860,7 @@ def is_full(data: TelematicData, status: Status, charge: float) -> bool:
     """
     if is_of_departure(data):
         return False
-    if STATUS_OF_WORD.get(data.status.word) in ("charging", "waiting"):
+    if is_status_active(data):
         return is_over(data)
     if status in ("charging", "unknown"):
         return False
@@ -1869,6 +1869,11 @@ def is_full(data: TelematicData, status: Status, charge: float) -> bool:
     has_no_own_word = data.own_charge.value is None
     is_at_rest = status in ("plugged in", "not charging", "unplugged")
     return has_no_own_word and is_at_rest and charge >= 100
+
+
+def is_status_active(data: TelematicData) -> bool:
+    """Whether the car's own status says that it charges, or waits to do so."""
+    return STATUS_OF_WORD.get(data.status.word) in ("charging", "waiting")
 
 
 def is_of_departure(data: TelematicData) -> bool:
@@ -1898,17 +1903,37 @@ def is_over(data: TelematicData) -> bool:
 def has_reached_goal(data: TelematicData) -> bool:
     """Whether the last charge has ended at its goal, near 100 %: an i3 has no other.
 
-    BMW's word on it lags, so it counts only with the car's own, said in the charge.
+    BMW's word on it lags, so it counts only with the car's own, said in the charge, and
+    where the car gives no other reason for this end.
     """
     own = data.own_charge
     reason = data.said(FINISH_REASON)
     if own.value is None or own.value < NEARLY_FULL or not own.at_s:
         return False
+    if is_charge_of_end(own.at_s, reason.at_s):
+        if reason.word == ENDED_AT_GOAL:
+            return True
+        if reason.word in REASON_OF_WORD:
+            return False
     is_long_since = own.at_s > data.status.at_s + TOGETHER_S
     is_in_charge = data.status.word == CHARGING_ENDED or is_long_since
-    if data.hv_word == GOAL_REACHED and is_in_charge:
-        return True
-    return reason.word == ENDED_AT_GOAL and abs(own.at_s - reason.at_s) <= TOGETHER_S
+    return data.hv_word == GOAL_REACHED and is_in_charge
+
+
+def is_charge_of_end(said_s: float, ended_s: float) -> bool:
+    """Whether the car has said its charge when it ended, or was full and charged on."""
+    return -TOGETHER_S <= ended_s - said_s <= SETTLED_S
+
+
+def end_said_s_in(data: TelematicData, status: Status) -> float:
+    """When the car said that a charge has ended; 0 where it has not.
+
+    Where its status sticks, that it is full is the end.
+    """
+    if data.status.word == CHARGING_ENDED:
+        return data.status.at_s
+    sticks = status == "full" and is_status_active(data)
+    return data.own_charge.at_s if sticks else 0.0
 
 
 # The charge
@@ -2238,6 +2263,15 @@ class Observation:
         """Whether it is the first to show the end of a charge."""
         return self.change in ("ends", "came and went")
 
+    @property
+    def has_made_full(self) -> bool:
+        """Whether the charge has made the car full, which may have left meanwhile."""
+        if self.reading.status == "full":
+            return True
+        if self.last is None or self.last.car_said != 100:
+            return False
+        return self.last.car_said_s > self.session.began_s > 0
+
 
 def observe(
     reading: Reading, last: Reading | None, before: ChargingSession
@@ -2252,7 +2286,9 @@ def observe(
 def is_another(session: ChargingSession, last: Reading, reading: Reading) -> bool:
     """Whether a reading is of another session than the last, which has ended."""
     if session.is_on:
-        return False
+        # The end of a top-up may never be shown, where the car leaves right after it.
+        is_top_up = "full" in session.told
+        return is_top_up and is_back_at_a_plug(session, last, reading)
     return (
         is_back_at_a_plug(session, last, reading)
         or was_driven(session, last, reading)
@@ -2265,14 +2301,18 @@ def is_back_at_a_plug(
 ) -> bool:
     if not reading.plugged and not reading.is_active:
         return False
-    if reading.plugged_s and session.ended_s:
-        return reading.plugged_s > session.ended_s
+    before_s = session.ended_s or last.plugged_s
+    if reading.plugged_s and before_s:
+        return reading.plugged_s > before_s
     return last.plugged is False  # where a stamp is missing
 
 
 def was_driven(session: ChargingSession, last: Reading, reading: Reading) -> bool:
+    """Whether the car says clearly less than in the session, or has said so after it."""
+    lower = session.highest - FLICKER_PERCENT
     said = charge_said_since(last, reading)
-    return said is not None and said <= session.highest - FLICKER_PERCENT
+    has_left_full = "full" in session.told and last.charge <= lower
+    return has_left_full or (said is not None and said <= lower)
 
 
 def is_longer_than_a_top_up(session: ChargingSession, reading: Reading) -> bool:
@@ -2328,13 +2368,16 @@ def has_come_and_gone(
     is_newly_full = reading.status == "full" and last.status != "full"
     if is_word_of_end(session, reading):
         return is_newly_full  # the end itself was told
+    if is_out_since_end(session, reading):
+        return False  # only a drive can have raised the charge
 
     said = charge_said_since(last, reading)
-    if said is not None and said >= last.charge + FLICKER_PERCENT:
+    is_known = last.car_said is not None  # and not only predicted
+    if said is not None and is_known and said >= last.charge + FLICKER_PERCENT:
         return True
     if session == ChargingSession():  # nothing is known of it yet
         return reading.status == "full" and is_of_this_plug(reading, reading.car_said_s)
-    is_end = abs(reading.car_said_s - reading.end_said_s) <= TOGETHER_S
+    is_end = is_charge_of_end(reading.car_said_s, reading.end_said_s)
     return is_newly_full and is_end and is_of_this_plug(reading, reading.end_said_s)
 
 
@@ -2343,6 +2386,13 @@ def is_word_of_end(session: ChargingSession, reading: Reading) -> bool:
     if not session.ended_s:
         return False
     return session.began_s < reading.car_said_s <= session.ended_s + TOGETHER_S
+
+
+def is_out_since_end(session: ChargingSession, reading: Reading) -> bool:
+    """Whether the plug was pulled at the end of the session, or before it was shown."""
+    if reading.plugged is not False or not session.ended_s:
+        return False
+    return 0 < reading.plugged_s <= session.ended_s + TOGETHER_S
 
 
 def is_of_this_plug(reading: Reading, said_s: float) -> bool:
@@ -2366,7 +2416,8 @@ def session_after(
         session = ChargingSession(reading.car_said_s or reading.taken_s, began_percent)
     elif change == "ends":
         session.ended_s = moment_of_change(last, reading)
-        session.highest = 0.0  # what was predicted above the end was wrong
+        if "full" not in session.told:
+            session.highest = 0.0  # what was predicted above the end was wrong
     elif change == "came and went":
         session.ended_s = moment_of_change(last, reading)
         session.began_percent = ""
@@ -2495,7 +2546,7 @@ def overdue_news(seen: Observation) -> News | None:
 
 def full_news(seen: Observation) -> News | None:
     """The end that the owner waits for, and the next driver, too."""
-    if seen.reading.status != "full" or not seen.has_ended:
+    if not seen.has_made_full or not seen.has_ended:
         return None
     summary = session_summary(seen)
     message = f"Fully charged: {summary}." if summary else "Fully charged."
@@ -2507,8 +2558,11 @@ def full_news(seen: Observation) -> News | None:
 def stopped_news(seen: Observation) -> News | None:
     """The end of a charge at less than full, with the car's reason if it has one."""
     reading = seen.reading
-    if reading.status == "full" or not seen.has_ended:
+    if seen.has_made_full or not seen.has_ended:
         return None
+    if 0 < seen.session.ended_s < seen.session.began_s - TOGETHER_S:
+        return None  # it had ended before it seemed to begin anew
+
     why: str = reading.status
     if reading.end_reason and reading.end_reason_s >= seen.session.began_s > 0:
         why = reading.end_reason
@@ -2556,7 +2610,10 @@ def session_summary(seen: Observation) -> str:
     took_s = session.ended_s - session.began_s
     if not session.began_percent or took_s <= 0:
         return ""
-    from_to = f"{session.began_percent.rstrip('%')} → {seen.reading.percent}"
+    ended_percent = seen.reading.percent
+    if seen.has_made_full and seen.reading.status != "full":
+        ended_percent = "100%"  # and it has left since
+    from_to = f"{session.began_percent.rstrip('%')} → {ended_percent}"
     return f"{from_to} in {duration(took_s)}"
 
 

@@ -245,6 +245,31 @@ def test_old_full_that_is_sent_anew_with_the_plug_is_not_told(full: Bmw) -> None
     assert full.polled("10:40") == []
 
 
+def test_new_plug_is_seen_where_the_end_of_a_top_up_was_never_shown(full: Bmw) -> None:
+    assert full.polled("06:30", header="98@06:20", status="CHARGINGACTIVE@06:20") == []
+    again: Words = {"plug": "CONNECTED@07:20", "status": "CHARGINGACTIVE@07:21"}
+    assert kinds(full.polled("07:30", **again, header="97@07:21")) == ["started"]
+    assert kinds(full.polled("08:10", header="100@08:00", status="CHARGINGENDED@08:00")) == ["full"]
+
+
+def test_new_plug_is_seen_where_it_was_full_at_the_first_reading() -> None:
+    bmw = Bmw(plug="CONNECTED@01:00", status="CHARGINGENDED@02:00", header="100@02:00")
+    assert bmw.polled("02:10") == []
+    again: Words = {"plug": "CONNECTED@12:00", "status": "CHARGINGENDED@13:00"}
+    assert kinds(bmw.polled("13:10", **again, header="100@13:00")) == ["full"]
+
+
+def test_without_any_word_of_the_plug_what_a_top_up_has_left_tells_that_it_was_driven() -> None:
+    bmw = Bmw(status="NOCHARGING@00:00", header="60@00:00")
+    bmw.polled("00:10")
+    bmw.polled("00:40", status="CHARGINGACTIVE@00:30")
+    assert kinds(bmw.polled("02:10", status="CHARGINGENDED@02:00", header="100@02:00")) == ["full"]
+    assert bmw.polled("06:30", status="CHARGINGACTIVE@06:20", header="99@06:20") == []
+    assert bmw.polled("07:10", status="NOCHARGING@07:00", header="94@07:00") == []
+    assert kinds(bmw.polled("18:10", status="CHARGINGACTIVE@18:00")) == ["started"]
+    assert kinds(bmw.polled("19:10", status="CHARGINGENDED@19:00", header="100@19:00")) == ["full"]
+
+
 def test_without_any_word_of_the_plug_the_charge_tells_that_it_was_driven() -> None:
     bmw = Bmw(status="CHARGINGACTIVE@00:30", header="60@00:30")
     bmw.polled("00:40")
@@ -360,6 +385,59 @@ def test_charge_that_came_and_went_between_two_readings_is_told_by_its_end(
     assert found == ["stopped: Charging stopped at 63% (plugged in)"] * news
 
 
+@pytest.mark.parametrize(("ended", "news"), [("02:29", ["full"]), ("02:31", [])])
+def test_charge_at_100_percent_goes_on_for_half_an_hour_at_most(
+    ended: str, news: list[str]
+) -> None:
+    """Nobody has seen it: the computer was asleep."""
+    bmw = Bmw(plug="CONNECTED@00:10", status="NOCHARGING@00:00", header="98@00:00")
+    bmw.polled("00:20")
+    full: Words = {"header": "100@02:00", "status": f"CHARGINGENDED@{ended}"}
+    assert kinds(bmw.polled("07:00", **full)) == news
+
+
+def test_charge_that_came_and_went_is_told_where_the_status_sticks() -> None:
+    bmw = Bmw(plug="CONNECTED@00:10", status="NOCHARGING@00:00", header="98@00:00")
+    bmw.polled("00:20")
+    full: Words = {"header": "100@02:00", "status": "CHARGINGACTIVE@00:30"}
+    assert kinds(bmw.polled("07:00", **full)) == ["full"]
+
+
+def test_charge_that_was_only_predicted_before_is_no_charge_that_came_and_went() -> None:
+    bmw = Bmw(plug="DISCONNECTED@17:00", status="NOCHARGING@17:00", predicted="14")
+    bmw.polled("17:10")
+    assert bmw.polled("17:50", header="64@17:00") == []
+    assert bmw.line == "64% unplugged"
+
+
+def test_charge_that_rises_on_a_drive_after_an_end_is_no_second_end() -> None:
+    bmw = Bmw(plug="CONNECTED@17:00", status="CHARGINGACTIVE@17:00", header="60@17:00")
+    bmw.polled("17:10")
+    away: Words = {"plug": "DISCONNECTED@18:00", "status": "NOCHARGING@18:00"}
+    assert kinds(bmw.polled("18:10", **away, header="79@18:00")) == ["stopped"]
+    assert bmw.polled("18:50", header="87@18:40") == []
+
+
+def test_car_that_has_left_full_before_its_end_was_shown_is_told_as_full() -> None:
+    bmw = Bmw(plug="CONNECTED@17:00", status="NOCHARGING@17:00", header="80@17:00")
+    bmw.polled("17:05")
+    bmw.polled("17:15", status="CHARGINGACTIVE@17:10", header="80@17:10")
+    bmw.polled("18:40", header="100@18:30")
+    away: Words = {"plug": "DISCONNECTED@18:50", "status": "NOCHARGING@18:50"}
+    assert bmw.polled("19:20", **away, header="86@19:15") == [
+        "full: Fully charged: 80 → 100% in 1 h 40 min."
+    ]
+
+
+def test_end_of_before_a_charge_seemed_to_begin_anew_is_not_told() -> None:
+    """It is topped up, and driven off, while its status sticks and the plug says nothing."""
+    bmw = Bmw(status="CHARGINGENDED@02:00", header="100@02:00")
+    bmw.polled("02:10")
+    bmw.polled("09:30", status="CHARGINGACTIVE@09:24")
+    bmw.polled("10:20", header="90@10:11")
+    assert bmw.polled("10:50", status="CHARGINGENDED@09:47") == []
+
+
 GOAL: Words = {"header": "99@20:00", "status": "CHARGINGENDED@20:00"}
 
 
@@ -459,6 +537,13 @@ def test_bmws_word_counts_with_the_cars_own_that_was_said_in_the_charge() -> Non
     bmw.polled("17:10", hv_status=GOAL_WORD, predicted="61")
     assert bmw.polled("19:00", predicted="99") == ["step: ~99% charged"]
     assert kinds(bmw.polled("19:40", header="99@19:20")) == ["full"]
+
+
+def test_cars_own_reason_for_the_end_wins_over_bmws_word() -> None:
+    bmw = Bmw(plug="CONNECTED@17:00", status="CHARGINGACTIVE@17:00", header="97@17:00")
+    bmw.polled("17:10", hv_status=GOAL_WORD)
+    (news,) = bmw.polled("20:05", **GOAL, reason="POWERGRID_FAILED@20:00")
+    assert news.startswith("stopped: Charging stopped at 99% (the station lost power)")
 
 
 def test_bmws_word_of_the_charge_before_does_not_make_the_next_one_full(full: Bmw) -> None:
