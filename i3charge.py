@@ -2212,7 +2212,8 @@ def standing_status(reading: Reading, last: Reading) -> Status:
     """The last one, unless the plug or the charge show that it is over."""
     has_moved = reading.plugged_s > last.plugged_s
     is_back = last.status == "unplugged" and bool(reading.plugged)
-    is_less = last.status == "full" and reading.charge < NEARLY_FULL
+    said = reading.charge if reading.car_said is None else reading.car_said
+    is_less = last.status == "full" and said < NEARLY_FULL
     is_over = has_moved or is_back or is_less
     return status_at_rest(reading) if is_over else last.status
 

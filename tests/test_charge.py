@@ -527,6 +527,14 @@ def test_status_that_sticks_ends_with_the_plug_too() -> None:
     assert end == ["full: Fully charged."]
 
 
+def test_car_that_says_less_is_full_no_more_whatever_bmw_predicts() -> None:
+    bmw = Bmw(plug="CONNECTED@17:00", status="CHARGINGACTIVE@17:00", header="60@17:00")
+    bmw.polled("17:10")
+    assert kinds(bmw.polled("20:31", header="100@20:00", predicted="100")) == ["full"]
+    assert bmw.polled("21:11", header="93@21:00") == []
+    assert bmw.line == "93% plugged in"
+
+
 # --- BMW's own word that it is full -----------------------------------------------------
 
 GOAL_WORD = "FINISHED_FULLY_CHARGED"
