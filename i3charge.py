@@ -1633,7 +1633,8 @@ class CarData:
 #   TO_FULL, REMAINING    the car, now and then; an old value stays for hours
 #   FINISH_REASON         the car, when a charge ends; it stays until the next end
 # So the plug wins over a status that is no newer, the car's status over BMW's, and
-# BMW's charge over the car's only where it is higher and the charge goes on.
+# BMW's charge over the car's only where it is higher, and the charge goes on or the car has
+# not said what it has come to.
 
 # BMW's words, of charging.status and of hvStatus, in the owner's. Whether a charge that
 # has ended has made the car full is for `is_full`. NOCHARGING is missing: what it means
@@ -1653,10 +1654,10 @@ STATUS_OF_WORD: dict[str, Status] = {
     "FINISHED_NOT_FULL": "plugged in",
     "FINISHED_FULLY_CHARGED": "plugged in",  # the goal was reached, which can be 80 %
 }
-NOT_CHARGING = "NOCHARGING"
+NOCHARGING = "NOCHARGING"
 CHARGING_ENDED = "CHARGINGENDED"
-GOAL_REACHED = "FINISHED_FULLY_CHARGED"
-ENDED_AT_GOAL = "CHARGING_GOAL_REACHED"
+HV_GOAL_REACHED = "FINISHED_FULLY_CHARGED"
+REASON_GOAL_REACHED = "CHARGING_GOAL_REACHED"
 
 REASON_OF_WORD = {
     "POWERGRID_FAILED": "the station lost power",
@@ -1713,7 +1714,7 @@ class TelematicData:
         return text_or_empty(self._entries.get(name, {}).get(part))
 
     @cached_property
-    def status(self) -> Said:
+    def own_status(self) -> Said:
         """The car's word on what it does."""
         return self.said(STATUS)
 
@@ -1805,13 +1806,13 @@ def status_in(data: TelematicData) -> Status:
     if plugged is False:
         return "unplugged"
 
-    word = data.status.word
+    word = data.own_status.word
     own_status = STATUS_OF_WORD.get(word)
     if own_status:
         return own_status
 
     hv_status = STATUS_OF_WORD.get(data.hv_word, "unknown")
-    if word != NOT_CHARGING:
+    if word != NOCHARGING:
         return hv_status
     if hv_status in ("waiting", "error"):
         return hv_status
@@ -1825,8 +1826,8 @@ def status_s_in(data: TelematicData, status: Status) -> float:
         return data.plug.at_s
     if status == "full":
         return data.own_charge.at_s
-    speaks = data.status.word in (*STATUS_OF_WORD, NOT_CHARGING)
-    return data.status.at_s if speaks else 0.0
+    speaks = data.own_status.word in (*STATUS_OF_WORD, NOCHARGING)
+    return data.own_status.at_s if speaks else 0.0
 
 
 def is_plugged(data: TelematicData) -> bool | None:
@@ -1839,7 +1840,7 @@ def is_plugged(data: TelematicData) -> bool | None:
     plug = data.plug
     if plug.value != "DISCONNECTED":
         return True if plug.value == "CONNECTED" else None
-    status = data.status
+    status = data.own_status
     if not plug.at_s or not status.at_s or status.word not in STATUS_OF_WORD:
         return False
 
@@ -1858,10 +1859,10 @@ def is_full(data: TelematicData, status: Status, charge: float) -> bool:
     that it charges, there has to be more against it than 100 %. At rest the car's 100 %
     is enough, or its goal; BMW's counts only where the car says no charge at all.
     """
-    if is_of_departure(data):
+    if is_charge_stale(data):
         return False
     if is_status_active(data):
-        return is_over(data)
+        return is_full_though_charging(data)
     if status in ("charging", "unknown"):
         return False
     if data.own_charge.value == 100 or has_reached_goal(data):
@@ -1873,10 +1874,10 @@ def is_full(data: TelematicData, status: Status, charge: float) -> bool:
 
 def is_status_active(data: TelematicData) -> bool:
     """Whether the car's own status says that it charges, or waits to do so."""
-    return STATUS_OF_WORD.get(data.status.word) in ("charging", "waiting")
+    return STATUS_OF_WORD.get(data.own_status.word) in ("charging", "waiting")
 
 
-def is_of_departure(data: TelematicData) -> bool:
+def is_charge_stale(data: TelematicData) -> bool:
     """Whether the car has not said its charge since the plug went in.
 
     What BMW has then, and predicts from it, can be the charge with which it had left.
@@ -1886,14 +1887,14 @@ def is_of_departure(data: TelematicData) -> bool:
     return plug.value == "CONNECTED" and 0 < own.at_s < plug.at_s
 
 
-def is_over(data: TelematicData) -> bool:
+def is_full_though_charging(data: TelematicData) -> bool:
     """Whether a charge has made the car full, although its status sticks.
 
     That can be for hours, and one model never says that the charge has ended. A car
     sends its charge when it reaches 100 %, and goes on charging for a while.
     """
     own = data.own_charge
-    began_s = data.status.at_s
+    began_s = data.own_status.at_s
     if not began_s or own.at_s <= began_s:
         return False
     has_settled = is_plugged(data) is False or data.now_s - own.at_s > SETTLED_S
@@ -1911,13 +1912,13 @@ def has_reached_goal(data: TelematicData) -> bool:
     if own.value is None or own.value < NEARLY_FULL or not own.at_s:
         return False
     if is_charge_of_end(own.at_s, reason.at_s):
-        if reason.word == ENDED_AT_GOAL:
+        if reason.word == REASON_GOAL_REACHED:
             return True
         if reason.word in REASON_OF_WORD:
             return False
-    is_long_since = own.at_s > data.status.at_s + TOGETHER_S
-    is_in_charge = data.status.word == CHARGING_ENDED or is_long_since
-    return data.hv_word == GOAL_REACHED and is_in_charge
+    is_well_after_status = own.at_s > data.own_status.at_s + TOGETHER_S
+    is_in_charge = data.own_status.word == CHARGING_ENDED or is_well_after_status
+    return data.hv_word == HV_GOAL_REACHED and is_in_charge
 
 
 def is_charge_of_end(said_s: float, ended_s: float) -> bool:
@@ -1930,8 +1931,8 @@ def end_said_s_in(data: TelematicData, status: Status) -> float:
 
     Where its status sticks, that it is full is the end.
     """
-    if data.status.word == CHARGING_ENDED:
-        return data.status.at_s
+    if data.own_status.word == CHARGING_ENDED:
+        return data.own_status.at_s
     sticks = status == "full" and is_status_active(data)
     return data.own_charge.at_s if sticks else 0.0
 
@@ -1953,7 +1954,7 @@ def charge_in(
     source: Source = "BMW"
     if computed is None and status == "charging" and interpolates:
         # An i3 may have no CHARGE_PREDICTED.
-        computed = interpolated(own, data.status.at_s, full_at_s, data.now_s)
+        computed = interpolated(own, data.own_status.at_s, full_at_s, data.now_s)
         source = "interpolated"
 
     if computed is None:
@@ -1968,7 +1969,7 @@ def is_own_final(data: TelematicData, status: Status) -> bool:
     if status in ("charging", "waiting"):
         return False
     own = data.own_charge
-    ended = data.status
+    ended = data.own_status
     if not own.at_s or not ended.at_s:
         return True
     return own.at_s >= ended.at_s - TOGETHER_S
@@ -1998,7 +1999,7 @@ def full_at_s_in(data: TelematicData) -> float:
     Both fields keep an old value for hours: the newer counts, if it is of this charge.
     """
     minutes = data.minutes
-    if minutes.value is None or 0 < minutes.at_s < data.status.at_s:
+    if minutes.value is None or 0 < minutes.at_s < data.own_status.at_s:
         return 0.0
     said_s = minutes.at_s or last_word_s_in(data) or data.now_s
     return said_s + float(minutes.value) * A_MINUTE_S
@@ -2173,14 +2174,14 @@ def held(reading: Reading, last: Reading | None, session: ChargingSession) -> Re
     charge that is over, is as it was. The charge does not fall unless the car has said
     one since the last reading.
     """
-    if is_full_of_before(reading, session):
+    if is_stale_full(reading, session):
         status = status_at_rest(reading)
         said_s = reading.end_said_s
         reading = dataclasses.replace(reading, status=status, status_s=said_s)
     if last is None:
         return reading
 
-    if reading.status == "unknown" or is_repeated(reading, last, session):
+    if reading.status == "unknown" or is_stale_charging(reading, last, session):
         status = standing_status(reading, last)
         reading = dataclasses.replace(reading, status=status, full_at_s=0.0)
     if reading.car_said is None:
@@ -2192,14 +2193,16 @@ def held(reading: Reading, last: Reading | None, session: ChargingSession) -> Re
     return reading
 
 
-def is_full_of_before(reading: Reading, session: ChargingSession) -> bool:
+def is_stale_full(reading: Reading, session: ChargingSession) -> bool:
     """Whether the car has said what makes it full before this charge has begun."""
     is_own_word = reading.car_said is not None and reading.car_said >= NEARLY_FULL
     is_before = 0 < reading.car_said_s < session.began_s - TOGETHER_S
     return session.is_on and reading.status == "full" and is_own_word and is_before
 
 
-def is_repeated(reading: Reading, last: Reading, session: ChargingSession) -> bool:
+def is_stale_charging(
+    reading: Reading, last: Reading, session: ChargingSession
+) -> bool:
     """Whether BMW repeats a word of the car's on a charge that is over."""
     if reading.status != "charging" or not reading.status_s or session.is_on:
         return False
@@ -2223,7 +2226,7 @@ def status_at_rest(reading: Reading) -> Status:
 
 
 def with_standing_charge(reading: Reading, last: Reading) -> Reading:
-    said = charge_said_since(last, reading)
+    said = charge_said_since(reading, last)
     if said is None and reading.charge < last.charge:
         return dataclasses.replace(reading, charge=last.charge, source=last.source)
     if said is None or said == last.car_said or reading.source != "BMW":
@@ -2234,7 +2237,7 @@ def with_standing_charge(reading: Reading, last: Reading) -> Reading:
     return reading
 
 
-def charge_said_since(last: Reading, reading: Reading) -> float | None:
+def charge_said_since(reading: Reading, last: Reading) -> float | None:
     """What the car has said of its charge since the last reading, in percent.
 
     A charge without a time counts as said just now.
@@ -2277,28 +2280,28 @@ class Observation:
 def observe(
     reading: Reading, last: Reading | None, before: ChargingSession
 ) -> Observation:
-    if last and is_another(before, last, reading):
+    if last and is_another(reading, last, before):
         before = ChargingSession()
-    change = change_in(before, last, reading)
-    session = session_after(change, before, last, reading)
+    change = change_in(reading, last, before)
+    session = session_after(change, reading, last, before)
     return Observation(reading, last, session, change)
 
 
-def is_another(session: ChargingSession, last: Reading, reading: Reading) -> bool:
+def is_another(reading: Reading, last: Reading, session: ChargingSession) -> bool:
     """Whether a reading is of another session than the last, which has ended."""
     if session.is_on:
         # The end of a top-up may never be shown, where the car leaves right after it.
         is_top_up = "full" in session.told
-        return is_top_up and is_back_at_a_plug(session, last, reading)
+        return is_top_up and is_back_at_a_plug(reading, last, session)
     return (
-        is_back_at_a_plug(session, last, reading)
-        or was_driven(session, last, reading)
-        or is_longer_than_a_top_up(session, reading)
+        is_back_at_a_plug(reading, last, session)
+        or was_driven(reading, last, session)
+        or is_longer_than_a_top_up(reading, session)
     )
 
 
 def is_back_at_a_plug(
-    session: ChargingSession, last: Reading, reading: Reading
+    reading: Reading, last: Reading, session: ChargingSession
 ) -> bool:
     if not reading.plugged and not reading.is_active:
         return False
@@ -2308,36 +2311,36 @@ def is_back_at_a_plug(
     return last.plugged is False  # where a stamp is missing
 
 
-def was_driven(session: ChargingSession, last: Reading, reading: Reading) -> bool:
+def was_driven(reading: Reading, last: Reading, session: ChargingSession) -> bool:
     """Whether the car says clearly less than in the session, or has said so after it."""
     lower = session.highest - FLICKER_PERCENT
-    said = charge_said_since(last, reading)
+    said = charge_said_since(reading, last)
     has_left_full = "full" in session.told and last.charge <= lower
     return has_left_full or (said is not None and said <= lower)
 
 
-def is_longer_than_a_top_up(session: ChargingSession, reading: Reading) -> bool:
+def is_longer_than_a_top_up(reading: Reading, session: ChargingSession) -> bool:
     """Whether the car expects to charge for longer than a full one is warmed."""
     left_s = reading.full_at_s - reading.taken_s
     return "full" in session.told and left_s >= WARMED_S
 
 
 def change_in(
-    session: ChargingSession, last: Reading | None, reading: Reading
+    reading: Reading, last: Reading | None, session: ChargingSession
 ) -> Change:
     """What a reading shows of the session that was known before."""
-    if session.is_on and not reading.is_active and not may_be_full(reading):
+    if session.is_on and not reading.is_active and not awaits_final_charge(reading):
         return "ends"
     if session.is_on:
-        return "goes on lower" if last and has_fallen(last, reading) else "goes on"
+        return "goes on lower" if last and has_fallen(reading, last) else "goes on"
     if reading.status == "charging":
         return "begins"
-    if last and has_come_and_gone(session, last, reading):
+    if last and has_come_and_gone(reading, last, session):
         return "came and went"
     return "none"
 
 
-def may_be_full(reading: Reading) -> bool:
+def awaits_final_charge(reading: Reading) -> bool:
     """Whether a charge has ended, and the car has not said yet what it has come to.
 
     That is waited for, an hour at most, or a full car would be said to have stopped.
@@ -2349,30 +2352,30 @@ def may_be_full(reading: Reading) -> bool:
     return reading.charge >= PERHAPS_FULL and not has_said and not is_long_ago
 
 
-def has_fallen(last: Reading, reading: Reading) -> bool:
+def has_fallen(reading: Reading, last: Reading) -> bool:
     """Whether the charge has fallen clearly, by the car's own word.
 
     A station has stopped at once, unnoticed, and goes on hours later; or the car has
     not said its charge before, since it was plugged in.
     """
-    said = charge_said_since(last, reading)
+    said = charge_said_since(reading, last)
     is_lower = said is not None and said <= last.charge - STEP_PERCENT
     return is_lower and reading.charge < last.charge
 
 
 def has_come_and_gone(
-    session: ChargingSession, last: Reading, reading: Reading
+    reading: Reading, last: Reading, session: ChargingSession
 ) -> bool:
     """Whether the car has charged since the last reading, and does not any more."""
     if reading.is_active:
         return False
     is_newly_full = reading.status == "full" and last.status != "full"
-    if is_word_of_end(session, reading):
+    if is_word_of_end(reading, session):
         return is_newly_full  # the end itself was told
-    if is_out_since_end(session, reading):
+    if is_out_since_end(reading, session):
         return False  # only a drive can have raised the charge
 
-    said = charge_said_since(last, reading)
+    said = charge_said_since(reading, last)
     is_known = last.car_said is not None  # and not only predicted
     if said is not None and is_known and said >= last.charge + FLICKER_PERCENT:
         return True
@@ -2382,14 +2385,14 @@ def has_come_and_gone(
     return is_newly_full and is_end and is_of_this_plug(reading, reading.end_said_s)
 
 
-def is_word_of_end(session: ChargingSession, reading: Reading) -> bool:
+def is_word_of_end(reading: Reading, session: ChargingSession) -> bool:
     """Whether the car has said its charge at the end of the session, shown late."""
     if not session.ended_s:
         return False
     return session.began_s < reading.car_said_s <= session.ended_s + TOGETHER_S
 
 
-def is_out_since_end(session: ChargingSession, reading: Reading) -> bool:
+def is_out_since_end(reading: Reading, session: ChargingSession) -> bool:
     """Whether the plug was pulled at the end of the session, or before it was shown."""
     if reading.plugged is not False or not session.ended_s:
         return False
@@ -2403,12 +2406,12 @@ def is_of_this_plug(reading: Reading, said_s: float) -> bool:
 
 
 def session_after(
-    change: Change, before: ChargingSession, last: Reading | None, reading: Reading
+    change: Change, reading: Reading, last: Reading | None, before: ChargingSession
 ) -> ChargingSession:
     session = dataclasses.replace(before, told=list(before.told))
     if change == "begins":
-        session.began_s = moment_of_change(last, reading)
-        session.began_percent = percent_at_beginning(last, reading)
+        session.began_s = moment_of_change(reading, last)
+        session.began_percent = percent_at_beginning(reading, last)
         session.expected_s = 0.0
         session.ended_s = 0.0
     elif change == "goes on lower":
@@ -2416,11 +2419,11 @@ def session_after(
         began_percent = f"{int(reading.car_said or 0)}%"
         session = ChargingSession(reading.car_said_s or reading.taken_s, began_percent)
     elif change == "ends":
-        session.ended_s = moment_of_change(last, reading)
+        session.ended_s = moment_of_change(reading, last)
         if "full" not in session.told:
             session.highest = 0.0  # what was predicted above the end was wrong
     elif change == "came and went":
-        session.ended_s = moment_of_change(last, reading)
+        session.ended_s = moment_of_change(reading, last)
         session.began_percent = ""
     elif reading.status == "full" and "full" not in session.told:
         # It is full, and nobody knows since when: that is no news, now or later.
@@ -2435,7 +2438,7 @@ def session_after(
     return session
 
 
-def moment_of_change(last: Reading | None, reading: Reading) -> float:
+def moment_of_change(reading: Reading, last: Reading | None) -> float:
     """When the car has said what this reading is the first to show, else now."""
     if last is None or reading.status_s > last.status_s:
         return reading.status_s or reading.taken_s
@@ -2444,14 +2447,14 @@ def moment_of_change(last: Reading | None, reading: Reading) -> float:
     return reading.taken_s
 
 
-def percent_at_beginning(last: Reading | None, reading: Reading) -> str:
+def percent_at_beginning(reading: Reading, last: Reading | None) -> str:
     """The charge at which it began, as it was shown; "" where that is not known."""
     plug_s = reading.plugged_s if reading.plugged else 0.0
     is_of_before = 0 < reading.car_said_s < plug_s - TOGETHER_S
     if last is None or reading.charge == 100 or is_of_before:
         return ""
 
-    said = charge_said_since(last, reading)
+    said = charge_said_since(reading, last)
     is_of_beginning = abs(reading.car_said_s - reading.status_s) <= TOGETHER_S
     if said is not None and (is_of_beginning or said < last.charge):
         return f"{int(said)}%"
