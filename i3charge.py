@@ -369,7 +369,7 @@ class CheckedVariables:
         return value.lower() if re.fullmatch(uuid, value) else value
 
     def notify_at(self) -> float:
-        value = self._variables.get("NOTIFY_AT") or "0"
+        value = self._variables.get("NOTIFY_AT", "").strip() or "0"
         if not re.fullmatch("[1-9][0-9]?%?|0", value):
             self.problems.append("NOTIFY_AT should be a whole number from 1 to 99")
             return 0.0
@@ -377,7 +377,7 @@ class CheckedVariables:
 
     def interval_s(self, url: str, default_ms: int, least_ms: int, why: str) -> float:
         """LOG_INTERVAL in seconds; raised to the least, but not for a simulated BMW."""
-        value = self._variables.get("LOG_INTERVAL") or str(default_ms)
+        value = self._variables.get("LOG_INTERVAL", "").strip() or str(default_ms)
         if not re.fullmatch("0*[1-9][0-9]{0,7}", value):
             should = "a whole number of milliseconds, such as 2400000 for 40 minutes"
             self.problems.append(f"LOG_INTERVAL should be {should}")
@@ -430,7 +430,7 @@ Source = Literal["the car", "BMW", "interpolated"]
 class Reading:
     """What the car has said, in the owner's words.
 
-    What it has not said is None, "", or 0 for a moment.
+    What it has not said is None or "", and a moment that is not known is 0.
     """
 
     charge: float  # percent, 0 to 100, as the car's own display shows it
@@ -469,7 +469,10 @@ class Reading:
 
     @property
     def spoken_s(self) -> float:
-        """When the car last spoke of its charge, its status or its plug."""
+        """When the car last spoke of its charge, its status or its plug.
+
+        Minutes are left out, which BMW can stamp anew at each answer.
+        """
         return max(self.car_said_s, self.status_s, self.plugged_s)
 
     @property
@@ -790,7 +793,8 @@ def is_number(value: object) -> bool:
     return is_one and 0 <= value < 1e11  # type: ignore[operator]
 
 
-# Whether a kept value can stand in a field, by the field's annotation.
+# Whether a kept value can stand in a field, by the field's annotation. A field whose
+# annotation is missing here always has its default.
 FITS: dict[str, Callable[[object], bool]] = {
     "str": is_text,
     "int": lambda value: isinstance(value, int) and is_number(value),
@@ -1506,7 +1510,7 @@ class CarData:
             if refusal.code in CONTAINER_LOST:
                 self._memory.container.id = ""
             is_lost = refusal.code in (*CONTAINER_LOST, *MAYBE_LOST)
-            if not is_lost or not self._may_search():  # not one after the other
+            if not is_lost or not self._may_search():
                 raise
         return self._read(self._find_container(lost=container_id))
 
@@ -1625,7 +1629,7 @@ class CarData:
 # Who says what, and how it goes stale:
 #   PORT, PORT_COMBINED   the car, when the plug goes in or out
 #   STATUS                the car, at each change; it can stick for hours after the end
-#   HV_STATUS             BMW, at each answer; it can lag by hours, and for days
+#   HV_STATUS             BMW, at each answer; it can lag by hours, or be wrong for days
 #   CHARGE_HEADER, CHARGE_DISPLAYED
 #                         the car, when a charge begins and ends, seldom in between;
 #                         it can be missing after a drive, and at the beginning
@@ -1636,9 +1640,9 @@ class CarData:
 # BMW's charge over the car's only where it is higher, and the charge goes on or the car has
 # not said what it has come to.
 
-# BMW's words, of charging.status and of hvStatus, in the owner's. Whether a charge that
-# has ended has made the car full is for `is_full`. NOCHARGING is missing: what it means
-# depends on the plug.
+# What the words of charging.status and of hvStatus mean to the owner. `is_full` decides
+# whether a charge that has ended has made the car full. NOCHARGING is missing, for what it
+# means depends on the plug.
 STATUS_OF_WORD: dict[str, Status] = {
     "CHARGINGACTIVE": "charging",
     "CHARGING": "charging",
@@ -1834,8 +1838,8 @@ def is_plugged(data: TelematicData) -> bool | None:
     """The last word on the plug; None where there is none that counts.
 
     A status can stick for hours after the plug was pulled, so the plug wins where it is
-    as new. One that was pulled before the last word on charging may be in again, unless
-    that word is of the end that the pull has made.
+    as new. After a later word on charging it may be in again, unless that word only says
+    that the pull has ended a charge.
     """
     plug = data.plug
     if plug.value != "DISCONNECTED":
@@ -1856,8 +1860,8 @@ def is_full(data: TelematicData, status: Status, charge: float) -> bool:
     """Whether there is nothing left to charge.
 
     A charge of before the plug went in says nothing. While the car's own status says
-    that it charges, there has to be more against it than 100 %. At rest the car's 100 %
-    is enough, or its goal; BMW's counts only where the car says no charge at all.
+    that it charges, there has to be more against it than 100 %. Else the car's 100 % is
+    enough, or its goal; BMW's counts only at rest, and where the car says no charge.
     """
     if is_charge_stale(data):
         return False
@@ -1929,7 +1933,7 @@ def is_charge_of_end(said_s: float, ended_s: float) -> bool:
 def end_said_s_in(data: TelematicData, status: Status) -> float:
     """When the car said that a charge has ended; 0 where it has not.
 
-    Where its status sticks, that it is full is the end.
+    Where its status sticks, a charge has ended when the car has said that it is full.
     """
     if data.own_status.word == CHARGING_ENDED:
         return data.own_status.at_s
@@ -2168,7 +2172,7 @@ PERHAPS_FULL = 90.0  # percent; a prediction can be as far behind
 
 
 def held(reading: Reading, last: Reading | None, session: ChargingSession) -> Reading:
-    """Put into a reading what its answer leaves out, before it is shown or judged.
+    """Mend a reading by what was known before, so that it can be shown and judged.
 
     A "full" of before this charge counts no more. A status that is not known, or is of a
     charge that is over, is as it was. The charge does not fall unless the car has said
@@ -2203,7 +2207,10 @@ def is_stale_full(reading: Reading, session: ChargingSession) -> bool:
 def is_stale_charging(
     reading: Reading, last: Reading, session: ChargingSession
 ) -> bool:
-    """Whether BMW repeats a word of the car's on a charge that is over."""
+    """Whether BMW repeats a word of the car's on a charge that is over.
+
+    No session has begun with a word that the last reading had, too.
+    """
     if reading.status != "charging" or not reading.status_s or session.is_on:
         return False
     is_before_end = reading.status_s <= session.ended_s
@@ -2215,8 +2222,8 @@ def standing_status(reading: Reading, last: Reading) -> Status:
     """The last one, unless the plug or the charge show that it is over."""
     has_moved = reading.plugged_s > last.plugged_s
     is_back = last.status == "unplugged" and bool(reading.plugged)
-    said = reading.charge if reading.car_said is None else reading.car_said
-    is_less = last.status == "full" and said < NEARLY_FULL
+    charge = reading.charge if reading.car_said is None else reading.car_said
+    is_less = last.status == "full" and charge < NEARLY_FULL
     is_over = has_moved or is_back or is_less
     return status_at_rest(reading) if is_over else last.status
 
@@ -2226,13 +2233,15 @@ def status_at_rest(reading: Reading) -> Status:
 
 
 def with_standing_charge(reading: Reading, last: Reading) -> Reading:
+    """The reading with the last charge, or the car's own, where its charge is wrong."""
     said = charge_said_since(reading, last)
     if said is None and reading.charge < last.charge:
         return dataclasses.replace(reading, charge=last.charge, source=last.source)
+
+    # A prediction is wrong that has not come down to a lower word of the car's.
     if said is None or said == last.car_said or reading.source != "BMW":
         return reading
     if said < last.charge <= reading.charge:
-        # A prediction that has not come down to the car's own word is wrong.
         return dataclasses.replace(reading, charge=said, source="the car")
     return reading
 
@@ -2250,6 +2259,8 @@ def charge_said_since(reading: Reading, last: Reading) -> float | None:
     return reading.car_said if is_new else None
 
 
+# What can have become of a session. One that goes on lower has charged from less than was
+# shown, or begins anew; one that came and went was between two readings.
 Change = Literal["none", "begins", "goes on", "goes on lower", "ends", "came and went"]
 
 
@@ -2288,7 +2299,7 @@ def observe(
 
 
 def is_another(reading: Reading, last: Reading, session: ChargingSession) -> bool:
-    """Whether a reading is of another session than the last, which has ended."""
+    """Whether a reading is of another session than the one that is remembered."""
     if session.is_on:
         # The end of a top-up may never be shown, where the car leaves right after it.
         is_top_up = "full" in session.told
@@ -2303,6 +2314,7 @@ def is_another(reading: Reading, last: Reading, session: ChargingSession) -> boo
 def is_back_at_a_plug(
     reading: Reading, last: Reading, session: ChargingSession
 ) -> bool:
+    """Whether the plug went in after the end of the session, as far as that is known."""
     if not reading.plugged and not reading.is_active:
         return False
     before_s = session.ended_s or last.plugged_s
@@ -2312,11 +2324,12 @@ def is_back_at_a_plug(
 
 
 def was_driven(reading: Reading, last: Reading, session: ChargingSession) -> bool:
-    """Whether the car says clearly less than in the session, or has said so after it."""
+    """Whether the car says clearly less than in the session, or a full one was at less."""
     lower = session.highest - FLICKER_PERCENT
+    if "full" in session.told and last.charge <= lower:
+        return True
     said = charge_said_since(reading, last)
-    has_left_full = "full" in session.told and last.charge <= lower
-    return has_left_full or (said is not None and said <= lower)
+    return said is not None and said <= lower
 
 
 def is_longer_than_a_top_up(reading: Reading, session: ChargingSession) -> bool:
@@ -2366,7 +2379,11 @@ def has_fallen(reading: Reading, last: Reading) -> bool:
 def has_come_and_gone(
     reading: Reading, last: Reading, session: ChargingSession
 ) -> bool:
-    """Whether the car has charged since the last reading, and does not any more."""
+    """Whether the car has charged since the last reading, and does not any more.
+
+    It says 3 % more, or it is full by words of this plug, and that is not of an end that
+    was told.
+    """
     if reading.is_active:
         return False
     is_newly_full = reading.status == "full" and last.status != "full"
@@ -2417,7 +2434,8 @@ def session_after(
     elif change == "goes on lower":
         # It charges from there, from then on.
         began_percent = f"{int(reading.car_said or 0)}%"
-        session = ChargingSession(reading.car_said_s or reading.taken_s, began_percent)
+        began_s = reading.car_said_s or reading.taken_s
+        session = ChargingSession(began_s=began_s, began_percent=began_percent)
     elif change == "ends":
         session.ended_s = moment_of_change(reading, last)
         if "full" not in session.told:
@@ -2425,7 +2443,7 @@ def session_after(
     elif change == "came and went":
         session.ended_s = moment_of_change(reading, last)
         session.began_percent = ""
-    elif reading.status == "full" and "full" not in session.told:
+    elif change == "none" and reading.status == "full" and "full" not in session.told:
         # It is full, and nobody knows since when: that is no news, now or later.
         session.told += ["full", "still"]
 
@@ -2485,20 +2503,19 @@ def note_told(session: ChargingSession, found: list[News]) -> None:
 
 def news_in(seen: Observation, notify_at: float) -> list[News]:
     """All that a reading has to say, in the order of telling, even what was told."""
-    found = [
-        started_news(seen),
-        reached_news(seen, notify_at),
-        soon_news(seen),
-        overdue_news(seen),
-        full_news(seen),
-        stopped_news(seen),
-        paused_news(seen),
-        still_news(seen),
-    ]
-    if "full" in seen.session.told:
-        # A full car that is warmed before it leaves charges for minutes, which is no
-        # charge; one at rest flickers between 99 and 100 %.
-        found = [still_news(seen)]
+    found = [still_news(seen)]
+    # A full car that is warmed before it leaves charges for minutes, which is no charge;
+    # one at rest flickers between 99 and 100 %.
+    if "full" not in seen.session.told:
+        found = [
+            started_news(seen),
+            reached_news(seen, notify_at),
+            soon_news(seen),
+            overdue_news(seen),
+            full_news(seen),
+            stopped_news(seen),
+            paused_news(seen),
+        ]
     return [news for news in found if news]
 
 
@@ -2519,6 +2536,8 @@ def reached_news(seen: Observation, notify_at: float) -> News | None:
     before = seen.last.charge if seen.last else 0.0
     has_passed = before < notify_at <= reading.charge
     if not has_passed or reading.status == "full" or reading.plugged is False:
+        return None
+    if awaits_final_charge(reading):
         return None
     return News("reached", f"{notify_at:.0f}% reached")
 
@@ -2596,8 +2615,10 @@ def still_news(seen: Observation) -> News | None:
 
 def step_news(seen: Observation) -> News | None:
     """It is 5 % more than at the last news."""
+    if not seen.session.is_on or awaits_final_charge(seen.reading):
+        return None
     risen = seen.reading.charge - seen.session.lowest_since_news
-    if not seen.session.is_on or round(risen, 6) < STEP_PERCENT:
+    if round(risen, 6) < STEP_PERCENT:
         return None
     message = f"{seen.reading.percent} charged"
     return News("step", with_full_clock(message, seen.reading))
@@ -2637,9 +2658,8 @@ def requests_to_spare(
 ) -> float:
     """How many requests can be made beside the regular ones, without a gap later.
 
-    The quota can run out at any moment until the last of the day's requests is a day
-    old. Just before one of them is, it counts itself, those after it, and the regular
-    ones that come until then; the least that is left at such a moment is to spare.
+    Just before each of the day's requests is a day old, it counts, with those after it
+    and the regular ones that come until then. The least that is left is to spare.
     """
     most = requests_a_day(interval_s)
     to_spare = float(most)
@@ -2653,7 +2673,7 @@ def requests_to_spare(
 def is_new(seen: Observation) -> bool:
     """Whether BMW has said something that it had not said before.
 
-    After the time at which it should be full, a charge that creeps is nothing new.
+    A charge that changes is nothing new where the car does not expect to be full later.
     """
     reading = seen.reading
     last = seen.last
@@ -2664,7 +2684,7 @@ def is_new(seen: Observation) -> bool:
 
 
 def soon_news_s(reading: Reading) -> float:
-    """When it is full soon; a negative one where that is not known."""
+    """When "soon" is due; a negative moment where that is not known."""
     return reading.full_at_s - SOON_MINUTES * A_MINUTE_S
 
 
@@ -2702,15 +2722,16 @@ def next_poll_s(
     # Polls keep their distance, so the one after this might tell "soon" too late. Then
     # this one waits for it, even where the regular one comes a little before.
     soon_s = soon_news_s(reading)
-    if 0 < soon_s - next_s < LEAST_GAP_S < regular_s - reading.taken_s:
-        return soon_s
-    return next_s
+    is_too_late = 0 < soon_s - next_s < LEAST_GAP_S
+    is_interval_longer = regular_s - reading.taken_s > LEAST_GAP_S
+    return soon_s if is_too_late and is_interval_longer else next_s
 
 
 def goal_s(reading: Reading, goal: float) -> float:
     """When a charge in percent is reached; 0 where it is behind.
 
-    The charge rises evenly, and to a little more, for what is interpolated is rounded.
+    The charge rises evenly. It is asked a little later, for what is interpolated is
+    rounded, and could be just below.
     """
     if not reading.charge < goal < 100:
         return 0.0
@@ -2719,7 +2740,7 @@ def goal_s(reading: Reading, goal: float) -> float:
     return reading.taken_s + left_s * share
 
 
-# --- The watch: both of these, by what is remembered ----------------------------------
+# --- The watch ------------------------------------------------------------------------
 class ChargeWatch:
     """Decides what is news, and when the next poll is due, by what is remembered."""
 
@@ -3152,7 +3173,7 @@ class Outbox:
         logger.info("%s was told: %s", answer.host, shown)
 
     def _keep(self, message: Message, why: str) -> None:
-        """Let a message wait once more, for as long as it has waited until now."""
+        """Let a message wait once more, for as long as it has waited, or give it up."""
         if message.unanswered >= self.TRIES_UNANSWERED:
             self._memory.outbox.remove(message)
             host = self._host(message.address)
@@ -3492,8 +3513,8 @@ files:
 
 exit status:
   0    --once has its reading, --demo is over, or nobody reads the log any more
-  1    BMW refuses the sign-in, --once got no reading or could not keep it, or
-       i3charge is already running
+  1    BMW refuses the sign-in, --once got no reading or could not keep it,
+       i3charge is already running, or has a fault of its own
   2    the settings, the options or the files are wrong; a message says which
   129, 130, 143   ended by a closed terminal, Ctrl-C, or a shutdown
 

@@ -478,6 +478,15 @@ def test_end_near_full_waits_for_the_cars_word_an_hour_at_most() -> None:
     assert kinds(bmw.polled("20:31")) == ["stopped"]
 
 
+def test_while_the_cars_word_on_the_end_is_waited_for_no_charge_is_news() -> None:
+    bmw = Bmw(plug="CONNECTED@17:00", status="CHARGINGACTIVE@17:00", header="60@17:00")
+    bmw.watch = i3charge.ChargeWatch(bmw.memory, 95, 2400)
+    bmw.polled("19:00", predicted="90")
+    assert bmw.polled("19:40", status="CHARGINGENDED@19:30", predicted="97") == []
+    (news,) = bmw.polled("20:20", header="92@19:30", predicted="")
+    assert news.startswith("stopped: Charging stopped at 92%")
+
+
 def test_100_percent_of_before_the_charge_is_not_its_end() -> None:
     bmw = Bmw(status="NOCHARGING@06:00", header="100@06:00")
     bmw.polled("06:10")

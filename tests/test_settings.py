@@ -262,7 +262,7 @@ def test_interval_that_is_no_sensible_whole_number_is_refused(value: str) -> Non
         (CARDATA, "https://bmw.example", "2400000", 2400, ""),
         (CARDATA, "http://127.0.0.1:80", "50", 0.05, ""),
         (PORTAL, "https://bmw.example", "9999", 10, "10000 milliseconds (10 s)"),
-        (PORTAL, "https://bmw.example", "0060000", 60, ""),
+        (PORTAL, "https://bmw.example", " 0060000 ", 60, ""),
         (PORTAL, "http://[::1]", "1", 0.001, ""),
     ],
 )
@@ -277,7 +277,16 @@ def test_short_interval_is_raised_with_one_line_but_not_for_a_simulated_bmw(
 
 @pytest.mark.parametrize(
     ("value", "goal"),
-    [("80", 80), ("80%", 80), ("1", 1), ("99", 99), ("0", 0), ("", 0), ("100", None), ("x", None)],
+    [
+        ("80", 80),
+        (" 80% ", 80),
+        ("1", 1),
+        ("99", 99),
+        ("0", 0),
+        ("", 0),
+        ("100", None),
+        ("x", None),
+    ],
 )
 def test_charge_of_the_owners_own(value: str, goal: float | None) -> None:
     variables = good(CARDATA, NOTIFY_AT=value)
