@@ -18,9 +18,10 @@ outlast the program (the sign-in, the charge that goes on, what the phone has no
 yet) is kept in `.i3charge.json` beside the settings.
 
 The file reads from top to bottom: the settings, what a reading is, what is remembered,
-how a request is made, CarData, what its answers mean, the old portal, what a charge is,
-what is news, when the next poll is due, the log, how news is told, the loop, the command
-line, and the demo's simulated car.
+how a request is made, CarData, what its answers mean, the old portal, what a reading
+leaves out, what a charge is, what is news, when the next poll is due, the watch that puts
+these together, the log, how news is told, the loop, the command line, and the demo's
+simulated car.
 """
 
 from __future__ import annotations
@@ -2159,18 +2160,9 @@ def open_door(settings: Settings, memory: Memory, *, may_ask_owner: bool) -> Doo
     return Portal(settings)
 
 
-# --- The charge -----------------------------------------------------------------------
+# --- What a reading leaves out, or repeats --------------------------------------------
 # A reading is what BMW knows, which is late, patchy, and sometimes of yesterday. `held`
-# puts in what is missing; `observe` says what that shows of the charging session.
-FORGOTTEN_S = 36 * AN_HOUR_S  # longer than from one daily run to the next
-UNSEEN_S = 2 * AN_HOUR_S  # after such a gap it is not known when a charge began
-SENT_ANEW_S = 5 * A_MINUTE_S  # so soon after its plug, a car can send an old word again
-WARMED_S = 45 * A_MINUTE_S  # a full car that is warmed at its plug charges for less
-FLICKER_PERCENT = 3  # by less, the charge of a car at rest goes up and down
-STEP_PERCENT = 5
-PERHAPS_FULL = 90.0  # percent; a prediction can be as far behind
-
-
+# mends it before it is shown; then `observe` says what it shows of the session.
 def held(reading: Reading, last: Reading | None, session: ChargingSession) -> Reading:
     """Mend a reading by what was known before, so that it can be shown and judged.
 
@@ -2258,6 +2250,14 @@ def charge_said_since(reading: Reading, last: Reading) -> float | None:
     is_new = now != before and reading.car_said_s >= last.car_said_s
     return reading.car_said if is_new else None
 
+
+# --- The charging session -------------------------------------------------------------
+UNSEEN_S = 2 * AN_HOUR_S  # after such a gap it is not known when a charge began
+SENT_ANEW_S = 5 * A_MINUTE_S  # so soon after its plug, a car can send an old word again
+WARMED_S = 45 * A_MINUTE_S  # a full car that is warmed at its plug charges for less
+FLICKER_PERCENT = 3  # by less, the charge of a car at rest goes up and down
+STEP_PERCENT = 5
+PERHAPS_FULL = 90.0  # percent; a prediction can be as far behind
 
 # What can have become of a session. One that goes on lower has charged from less than was
 # shown, or begins anew; one that came and went was between two readings.
@@ -2493,6 +2493,15 @@ TOLD_ONCE_A_SESSION = ("reached", "soon", "overdue", "full", "still")
 def told_as(news: News) -> str:
     """How it is remembered that it was told: once for each goal, and each trouble."""
     return news.message if news.kind in ("reached", "error") else news.kind
+
+
+def untold_news(seen: Observation, found: list[News], *, is_first: bool) -> list[News]:
+    """What is left to tell of what was found, or else a step."""
+    news = [one for one in found if told_as(one) not in seen.session.told]
+    if is_first:  # what has been so for long is no news
+        return [one for one in news if one.kind in ("soon", "overdue")]
+    step = step_news(seen)
+    return [step] if step and not news else news
 
 
 def note_told(session: ChargingSession, found: list[News]) -> None:
@@ -2741,6 +2750,9 @@ def goal_s(reading: Reading, goal: float) -> float:
 
 
 # --- The watch ------------------------------------------------------------------------
+FORGOTTEN_S = 36 * AN_HOUR_S  # longer than from one daily run to the next
+
+
 class ChargeWatch:
     """Decides what is news, and when the next poll is due, by what is remembered."""
 
@@ -2764,13 +2776,7 @@ class ChargeWatch:
         seen = observe(reading, memory.last, memory.session)
 
         found = news_in(seen, self._notify_at)
-        news = [one for one in found if told_as(one) not in seen.session.told]
-        step = step_news(seen)
-        if is_first:  # what has been so for long is no news
-            news = [one for one in news if one.kind in ("soon", "overdue")]
-        elif step and not news:
-            news = [step]
-
+        news = untold_news(seen, found, is_first=is_first)
         # What was so from the beginning is not told later, either.
         note_told(seen.session, found)
         if is_first or news:
