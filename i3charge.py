@@ -2300,15 +2300,14 @@ def observe(
 
 def is_another(reading: Reading, last: Reading, session: ChargingSession) -> bool:
     """Whether a reading is of another session than the one that is remembered."""
-    if session.is_on:
-        # The end of a top-up may never be shown, where the car leaves right after it.
-        is_top_up = "full" in session.told
-        return is_top_up and is_back_at_a_plug(reading, last, session)
-    return (
-        is_back_at_a_plug(reading, last, session)
-        or was_driven(reading, last, session)
-        or is_longer_than_a_top_up(reading, session)
-    )
+    if session.is_on and "full" not in session.told:
+        return False
+    # The end of a top-up may never be shown, where the car leaves right after it.
+    if is_back_at_a_plug(reading, last, session):
+        return True
+    if is_longer_than_a_top_up(reading, session):
+        return True
+    return not session.is_on and was_driven(reading, last, session)
 
 
 def is_back_at_a_plug(

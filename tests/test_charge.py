@@ -289,6 +289,14 @@ def test_without_any_word_of_the_plug_long_minutes_tell_that_it_is_no_top_up() -
     assert kinds(bmw.polled("20:40", status="CHARGINGENDED@20:30", header="100@20:30")) == ["full"]
 
 
+def test_without_any_word_of_the_plug_minutes_may_come_later_than_the_beginning() -> None:
+    bmw = Bmw(status="CHARGINGENDED@02:00", header="100@02:00")
+    bmw.polled("02:10")
+    assert bmw.polled("18:10", status="CHARGINGACTIVE@18:00") == []
+    assert kinds(bmw.polled("18:50", minutes="150@18:05")) == ["started"]
+    assert kinds(bmw.polled("20:40", status="CHARGINGENDED@20:30", header="100@20:30")) == ["full"]
+
+
 def test_charge_that_begins_anew_from_less_is_followed_to_its_end() -> None:
     """A station had stopped at once, and goes on hours later."""
     bmw = Bmw(plug="CONNECTED@16:50", status="NOCHARGING@16:00", header="53@16:00")
