@@ -606,9 +606,7 @@ class Container:
 class ChargingSession:
     """What no reading can know of the charge that goes on, or else of the last one.
 
-    It begins when the car charges, goes on through pauses, and ends when the car is full
-    or does not charge any more (`change_in`). Where the car charges again at the same
-    plug, what was told stays so; `is_another` says when nothing is told yet.
+    The section on the charging session says when it begins, ends, and is another one.
     """
 
     began_s: float = 0.0  # 0 where it has not
@@ -2252,6 +2250,15 @@ def charge_said_since(reading: Reading, last: Reading) -> float | None:
 
 
 # --- The charging session -------------------------------------------------------------
+# A session begins with the first reading that charges, goes on through pauses, and ends when
+# the car is full or does not charge any more. A charge that came and went between two
+# readings is known by its end.
+#
+# What was told in a session stays told until there is another one: the car was away from
+# its plug, was driven, or has long to go. So a top-up tells nothing, as a full car makes
+# one when it is warmed before it leaves. Where the car says clearly less while a session
+# goes on, it charges from there, and all but its beginning is told anew.
+
 UNSEEN_S = 2 * AN_HOUR_S  # after such a gap it is not known when a charge began
 SENT_ANEW_S = 5 * A_MINUTE_S  # so soon after its plug, a car can send an old word again
 WARMED_S = 45 * A_MINUTE_S  # a full car that is warmed at its plug charges for less
