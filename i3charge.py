@@ -604,7 +604,7 @@ class Container:
 
 @dataclass
 class ChargingSession:
-    """What no reading can know of the charge that goes on, or else of the last one.
+    """What is remembered of the charge that goes on, or else of the last one.
 
     The section on the charging session says when it begins, ends, and is another one.
     """
@@ -1190,7 +1190,7 @@ class CarDataSignIn:
     def _redeem(self, code: DeviceCode) -> None:
         """Ask whether the owner has confirmed. Returns when BMW has given tokens.
 
-        That is asked once more after the code's end, for a lid can have been closed.
+        That is asked once more after the code's end, for the computer can have slept.
         """
         form = {
             "grant_type": self.DEVICE_CODE_GRANT,
@@ -1238,8 +1238,8 @@ class CarDataSignIn:
     def _raise_code_is_refused(self, why: str) -> NoReturn:
         """The next code can work, and the owner, who believes it is done, is to know.
 
-        So that code is told at once although one was; those after it once an hour at the
-        most, for BMW can refuse all codes of a night.
+        So that code is told at once although one was. Those after it are told once an
+        hour at the most (`Loop.told_again_after_s`), for BMW can refuse all of a night's.
         """
         told_s = self._memory.told_s
         if CODE_REFUSED not in told_s:
@@ -1330,7 +1330,7 @@ RANGE = ENGINE + "kombiRemainingElectricRange"
 PORT = "vehicle.body.chargingPort.status"
 PORT_COMBINED = "vehicle.body.chargingPort.combinedStatus"
 
-# One descriptor that BMW does not accept refuses a whole container. Those of the small
+# BMW refuses a whole container for one descriptor that it does not accept. Those of the small
 # one are what the car itself sends.
 OF_THE_CAR = (CHARGE_HEADER, STATUS, TO_FULL, REMAINING, RANGE, PORT)
 OF_BMW_AND_NEW = (
@@ -1464,9 +1464,9 @@ def requests_of_a_day(requests_s: Iterable[float], now_s: float) -> list[float]:
 
 
 def requests_a_day(interval_s: float) -> int:
-    """How many requests are one car's: two cars on one account share BMW's 50.
+    """This car's share of the day's requests, which its interval tells.
 
-    Each of them has twice the interval, so that tells its share.
+    Two cars on one account share BMW's 50, and each has twice the interval.
     """
     share = REQUESTS_A_DAY * CARDATA_INTERVAL_MS / 1000 / interval_s
     return int(min(max(share, LEAST_REQUESTS_A_DAY), REQUESTS_A_DAY))
@@ -1636,8 +1636,8 @@ class CarData:
 #   TO_FULL, REMAINING    the car, now and then; an old value stays for hours
 #   FINISH_REASON         the car, when a charge ends; it stays until the next end
 # So the plug wins over a status that is no newer, the car's status over BMW's, and
-# BMW's charge over the car's only where it is higher, and the charge goes on or the car has
-# not said what it has come to.
+# BMW's charge over the car's only where it is higher: while the charge goes on, and after
+# it until the car has said what it has come to.
 
 # What the words of charging.status and of hvStatus mean to the owner. `is_full` decides
 # whether a charge that has ended has made the car full. NOCHARGING is missing, for what it
@@ -1655,7 +1655,7 @@ STATUS_OF_WORD: dict[str, Status] = {
     "CHARGINGENDED": "plugged in",
     "NOT_CHARGING": "plugged in",
     "FINISHED_NOT_FULL": "plugged in",
-    "FINISHED_FULLY_CHARGED": "plugged in",  # the goal was reached, which can be 80 %
+    "FINISHED_FULLY_CHARGED": "plugged in",  # the goal was reached, on other models at 80 %
 }
 NOCHARGING = "NOCHARGING"
 CHARGING_ENDED = "CHARGINGENDED"
@@ -1824,7 +1824,9 @@ def status_in(data: TelematicData) -> Status:
 
 
 def status_s_in(data: TelematicData, status: Status) -> float:
-    """When the car said the word that makes the status what it is."""
+    """When the car said the word that makes the status what it is, or, where only BMW
+    knows better, its own last word.
+    """
     if status == "unplugged":
         return data.plug.at_s
     if status == "full":
@@ -1859,7 +1861,7 @@ def is_full(data: TelematicData, status: Status, charge: float) -> bool:
     """Whether there is nothing left to charge.
 
     A charge of before the plug went in says nothing. While the car's own status says
-    that it charges, there has to be more against it than 100 %. Else the car's 100 % is
+    that it charges, 100 % alone is not enough (`is_full_though_charging`). Else the car's 100 % is
     enough, or its goal; BMW's counts only at rest, and where the car says no charge.
     """
     if is_charge_stale(data):
@@ -1883,7 +1885,7 @@ def is_status_active(data: TelematicData) -> bool:
 def is_charge_stale(data: TelematicData) -> bool:
     """Whether the car has not said its charge since the plug went in.
 
-    What BMW has then, and predicts from it, can be the charge with which it had left.
+    What BMW has then, and predicts from, can be the charge of before the last drive.
     """
     own = data.own_charge
     plug = data.plug
@@ -2165,8 +2167,9 @@ def held(reading: Reading, last: Reading | None, session: ChargingSession) -> Re
     """Mend a reading by what was known before, so that it can be shown and judged.
 
     A "full" of before this charge counts no more. A status that is not known, or is of a
-    charge that is over, is as it was. The charge does not fall unless the car has said
-    one since the last reading.
+    charge that is over, is as it was, unless plug or charge show that it cannot be. The
+    charge does not fall unless the car has said one since the last reading; only a car
+    that never says one, and does not charge, falls with BMW's prediction.
     """
     if is_stale_full(reading, session):
         status = status_at_rest(reading)
@@ -2199,7 +2202,7 @@ def is_stale_charging(
 ) -> bool:
     """Whether BMW repeats a word of the car's on a charge that is over.
 
-    No session has begun with a word that the last reading had, too.
+    The same word as in the last reading, which began no session then, begins none now.
     """
     if reading.status != "charging" or not reading.status_s or session.is_on:
         return False
@@ -2228,7 +2231,7 @@ def with_standing_charge(reading: Reading, last: Reading) -> Reading:
     if said is None and reading.charge < last.charge:
         return dataclasses.replace(reading, charge=last.charge, source=last.source)
 
-    # A prediction is wrong that has not come down to a lower word of the car's.
+    # Where the car's new word is lower, and the prediction did not follow, that is wrong.
     if said is None or said == last.car_said or reading.source != "BMW":
         return reading
     if said < last.charge <= reading.charge:
@@ -2387,14 +2390,15 @@ def has_come_and_gone(
 ) -> bool:
     """Whether the car has charged since the last reading, and does not any more.
 
-    It says 3 % more, or it is full by words of this plug, and that is not of an end that
-    was told.
+    Either it says 3 % more than before, or it is newly full, and has said so after this
+    plug went in. A word of a session whose end is known counts only where the car turns
+    out to be full.
     """
     if reading.is_active:
         return False
     is_newly_full = reading.status == "full" and last.status != "full"
-    if is_word_of_end(reading, session):
-        return is_newly_full  # the end itself was told
+    if is_word_of_session(reading, session):
+        return is_newly_full
     if is_out_since_end(reading, session):
         return False  # only a drive can have raised the charge
 
@@ -2402,14 +2406,14 @@ def has_come_and_gone(
     is_known = last.car_said is not None  # and not only predicted
     if said is not None and is_known and said >= last.charge + FLICKER_PERCENT:
         return True
-    if session == ChargingSession():  # nothing is known of it yet
+    if session == ChargingSession():  # it is another one, and nothing is known of it
         return reading.status == "full" and is_of_this_plug(reading, reading.car_said_s)
     is_end = is_charge_of_end(reading.car_said_s, reading.end_said_s)
     return is_newly_full and is_end and is_of_this_plug(reading, reading.end_said_s)
 
 
-def is_word_of_end(reading: Reading, session: ChargingSession) -> bool:
-    """Whether the car has said its charge at the end of the session, shown late."""
+def is_word_of_session(reading: Reading, session: ChargingSession) -> bool:
+    """Whether the car has said its charge in a session that has ended."""
     if not session.ended_s:
         return False
     return session.began_s < reading.car_said_s <= session.ended_s + TOGETHER_S
@@ -2443,7 +2447,7 @@ def session_after(
         began_s = reading.car_said_s or reading.taken_s
         session = ChargingSession(began_s=began_s, began_percent=began_percent)
     elif change == "ends":
-        session.ended_s = moment_of_change(reading, last)
+        session.ended_s = moment_of_end(reading, last)
         if "full" not in session.told:
             session.highest = 0.0  # what was predicted above the end was wrong
     elif change == "came and went":
@@ -2469,6 +2473,12 @@ def moment_of_change(reading: Reading, last: Reading | None) -> float:
     if reading.spoken_s > last.spoken_s:
         return reading.spoken_s
     return reading.taken_s
+
+
+def moment_of_end(reading: Reading, last: Reading | None) -> float:
+    if last and awaits_final_charge(last):
+        return last.status_s  # the end was shown before its charge
+    return moment_of_change(reading, last)
 
 
 def percent_at_beginning(reading: Reading, last: Reading | None) -> str:
@@ -2517,10 +2527,10 @@ def note_told(session: ChargingSession, found: list[News]) -> None:
 
 
 def news_in(seen: Observation, notify_at: float) -> list[News]:
-    """All that a reading has to say, in the order of telling, even what was told."""
+    """All that a reading has to say, in the order of telling."""
+    # Once "full" was told, a top-up is no charge, and a car at rest flickers between 99
+    # and 100 %: all that is left to say is that it still stands there.
     found = [still_news(seen)]
-    # A full car that is warmed before it leaves charges for minutes, which is no charge;
-    # one at rest flickers between 99 and 100 %.
     if "full" not in seen.session.told:
         found = [
             started_news(seen),
@@ -2630,9 +2640,11 @@ def still_news(seen: Observation) -> News | None:
 
 def step_news(seen: Observation) -> News | None:
     """It is 5 % more than at the last news."""
-    if not seen.session.is_on or awaits_final_charge(seen.reading):
+    session = seen.session
+    is_top_up = "full" in session.told
+    if not session.is_on or is_top_up or awaits_final_charge(seen.reading):
         return None
-    risen = seen.reading.charge - seen.session.lowest_since_news
+    risen = seen.reading.charge - session.lowest_since_news
     if round(risen, 6) < STEP_PERCENT:
         return None
     message = f"{seen.reading.percent} charged"
@@ -2727,15 +2739,14 @@ def early_poll_s(
 def next_poll_s(
     reading: Reading, regular_s: float, goals: list[float], early_polls: int
 ) -> float:
-    """When to poll next: at the regular time, or when news is expected before.
+    """When to poll next: at the regular time, or earlier where news is expected.
 
-    A poll that is brought forward comes at the moment for which it is.
+    Only where it then catches "soon", it is a little later than the regular time.
     """
     early_s = early_poll_s(reading, goals, early_polls)
     next_s = regular_s if early_s is None else min(early_s, regular_s)
 
-    # Polls keep their distance, so the one after this might tell "soon" too late. Then
-    # this one waits for it, even where the regular one comes a little before.
+    # Polls keep their distance, so the one after this might tell "soon" too late.
     soon_s = soon_news_s(reading)
     is_too_late = 0 < soon_s - next_s < LEAST_GAP_S
     is_interval_longer = regular_s - reading.taken_s > LEAST_GAP_S
@@ -2783,7 +2794,8 @@ class ChargeWatch:
 
         found = news_in(seen, self._notify_at)
         news = untold_news(seen, found, is_first=is_first)
-        # What was so from the beginning is not told later, either.
+        # Noted only now, for both above look at what was told before. What was so from the
+        # beginning is not told later, either.
         note_told(seen.session, found)
         if is_first or news:
             seen.session.lowest_since_news = reading.charge
@@ -3147,7 +3159,7 @@ class Outbox:
                 logger.error("after a day, no more tries to tell: %s", message.summary)
 
     def _deliver_to(self, name: str) -> None:
-        """Each message waits by itself, but an address that is silent stays so."""
+        """Each message waits by itself, but none is sent after one that got no answer."""
         for message in list(self._memory.outbox):
             if message.address != name or not is_due(message, time.time()):
                 continue
@@ -3202,7 +3214,7 @@ class Outbox:
 
 
 def is_due(message: Message, now_s: float) -> bool:
-    """Whether it has waited. To wait more than an hour, the clock was set back."""
+    """Whether it has waited. A wait of over an hour tells that the clock was set back."""
     return not 0 < message.next_try_s - now_s <= AN_HOUR_S
 
 
@@ -3372,7 +3384,9 @@ class Loop:
         self.say(problem, wait_s)
         if problem.news:
             self.tell_trouble(problem.news)
-        if self.once or self.failures > 1:  # the first may be that of a lid that opens
+        if (
+            self.once or self.failures > 1
+        ):  # the first may be that of a computer that wakes
             self.tell_silence()
         if not isinstance(problem, WaitingForOwner):
             self.memory.save()
@@ -3422,7 +3436,7 @@ class Loop:
             self.desktop.show(one)
 
     def tell_trouble(self, news: News) -> bool:
-        """Tell of a trouble that goes on, but not again within a day; returns whether."""
+        """Tell of a trouble, but not at once again while it goes on; returns whether."""
         told_s = self.memory.told_s
         since_s = time.time() - told_s.get(told_as(news), 0.0)
         if 0 <= since_s < self.told_again_after_s(news):
@@ -3502,9 +3516,9 @@ OWN_SETTINGS_PATH = Path(__file__).resolve().with_name(".env")
 DESCRIPTION = """\
 Log the charge of a BMW i3, and say when it rises and when the car is full.
 
-Each reading is a line on stdout. The news (charging has started, 5 % more, full
-soon, full, stopped) shows as a notification on this computer. All but the 5 %
-goes to your phone, too. It runs until Ctrl-C ends it."""
+Each reading is a line on stdout. The news (charging has started, paused or
+stopped, 5 % more, full soon, full) shows as a notification on this computer.
+All but pauses and the 5 % goes to your phone. It runs until Ctrl-C ends it."""
 
 
 def manual() -> str:

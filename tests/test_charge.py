@@ -486,6 +486,17 @@ def test_end_near_full_waits_for_the_cars_word_an_hour_at_most() -> None:
     assert kinds(bmw.polled("20:31")) == ["stopped"]
 
 
+@pytest.mark.parametrize("said", ["19:28", "19:32"])
+def test_end_that_was_waited_for_is_of_when_it_was(said: str) -> None:
+    bmw = Bmw(plug="CONNECTED@17:00", status="NOCHARGING@17:00", header="60@17:00")
+    bmw.polled("17:50")
+    bmw.polled("18:10", status="CHARGINGACTIVE@18:00", header="60@18:00")
+    bmw.polled("19:00", predicted="97")
+    bmw.polled("19:40", status="CHARGINGENDED@19:30")
+    (news,) = bmw.polled("20:20", header=f"100@{said}", predicted="")
+    assert news.startswith("full: Fully charged: 60 → 100% in 1 h 30 min.")
+
+
 def test_while_the_cars_word_on_the_end_is_waited_for_no_charge_is_news() -> None:
     bmw = Bmw(plug="CONNECTED@17:00", status="CHARGINGACTIVE@17:00", header="60@17:00")
     bmw.watch = i3charge.ChargeWatch(bmw.memory, 95, 2400)
@@ -593,6 +604,13 @@ def test_top_up_before_departure_tells_nothing(full: Bmw) -> None:
     assert full.polled("06:30", header="100@06:28", status="CHARGINGENDED@06:28") == []
     assert full.polled("06:40", header="99@06:35", status="CHARGINGACTIVE@06:35") == []
     assert full.polled("07:10", plug="DISCONNECTED@07:00", status="NOCHARGING@07:00") == []
+
+
+def test_top_up_of_more_than_5_percent_tells_nothing_either(full: Bmw) -> None:
+    full.polled("03:10")  # "still"
+    assert full.polled("06:22", header="98@06:20", status="CHARGINGACTIVE@06:20") == []
+    assert full.polled("06:30", header="94@06:28") == []
+    assert full.polled("06:40", predicted="99") == []
 
 
 def test_car_that_flickers_between_99_and_100_percent_tells_nothing(full: Bmw) -> None:
