@@ -2261,6 +2261,15 @@ def charge_said_since(reading: Reading, last: Reading) -> float | None:
 # its plug, was driven, or has long to go. So a top-up tells nothing, as a full car makes
 # one when it is warmed before it leaves. Where the car says clearly less while a session
 # goes on, it charges from there, and all but its beginning is told anew.
+#
+#   one day, as an example               change     what is told
+#   CHARGINGACTIVE, 41 %                 begins     Charging from 41%
+#   BMW predicts 53 %                    goes on    ~53% charged
+#   CHARGINGENDED, 100 %                 ends       Fully charged: 41 → 100%
+#   CHARGINGACTIVE, 99 %: it is warmed   begins     nothing, for "full" was told
+#   CHARGINGENDED, 100 %                 ends       nothing
+#   NOCHARGING, 62 %: it was driven      none       nothing, but this is another session
+#   CHARGINGACTIVE, 62 %                 begins     Charging from 62%
 
 UNSEEN_S = 2 * AN_HOUR_S  # after such a gap it is not known when a charge began
 SENT_ANEW_S = 5 * A_MINUTE_S  # so soon after its plug, a car can send an old word again

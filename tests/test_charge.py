@@ -595,6 +595,23 @@ def test_bmws_word_of_the_charge_before_does_not_make_the_next_one_full(full: Bm
     assert kinds(full.polled("08:20", header="100@08:15", status="CHARGINGENDED@08:15")) == ["full"]
 
 
+def test_day_that_the_script_has_as_an_example() -> None:
+    bmw = Bmw(plug="CONNECTED@00:30", status="NOCHARGING@00:30", header="41@00:30")
+    assert bmw.polled("00:40") == []
+    day: list[tuple[str, Words, list[str]]] = [
+        ("01:10", {"status": "CHARGINGACTIVE@01:00", "header": "41@01:00"}, ["Charging from 41%"]),
+        ("01:50", {"predicted": "53"}, ["~53% charged"]),
+        ("04:10", {"status": "CHARGINGENDED@04:00", "header": "100@04:00"}, ["Fully charged: 41"]),
+        ("06:20", {"status": "CHARGINGACTIVE@06:15", "header": "99@06:15", "predicted": ""}, []),
+        ("06:40", {"status": "CHARGINGENDED@06:35", "header": "100@06:35"}, []),
+        ("08:00", {"status": "NOCHARGING@07:50", "header": "62@07:50"}, []),
+        ("08:20", {"status": "CHARGINGACTIVE@08:10", "header": "62@08:10"}, ["Charging from 62%"]),
+    ]
+    for clock, words, expected in day:
+        found = [news.partition(": ")[2][: len(expected[0])] for news in bmw.polled(clock, **words)]
+        assert found == expected
+
+
 # --- A top-up is no charge --------------------------------------------------------------
 
 
