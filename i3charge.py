@@ -237,12 +237,7 @@ def load_settings(
     that are `in_file`, a missing one is said to be empty there.
     """
     checked = CheckedVariables(variables, problems, in_file)
-    settings = Settings(
-        vin=checked.vin(),
-        notify_at=checked.notify_at(),
-        ntfy_url=checked.ntfy_url(),
-        webhook_url=checked.url("WEBHOOK_URL", is_plain_allowed=True),
-    )
+    settings = with_news(Settings(vin=checked.vin()), checked)
     if is_portal(variables):
         settings = with_portal(settings, checked)
     else:
@@ -261,6 +256,16 @@ def is_portal(variables: Mapping[str, str]) -> bool:
     if "CARDATA_CLIENT_ID" in given:
         return False
     return bool(given & {"PASSWORD", "AUTH_CLIENT_ID"})
+
+
+def with_news(settings: Settings, checked: CheckedVariables) -> Settings:
+    """What the demo needs, too."""
+    return dataclasses.replace(
+        settings,
+        notify_at=checked.notify_at(),
+        ntfy_url=checked.ntfy_url(),
+        webhook_url=checked.url("WEBHOOK_URL", is_plain_allowed=True),
+    )
 
 
 def with_cardata(settings: Settings, checked: CheckedVariables) -> Settings:
@@ -424,6 +429,7 @@ Status = Literal[
     "charging", "full", "waiting", "error", "plugged in", "not charging", "unplugged",
     "unknown"
 ]  # fmt: skip
+ACTIVE: tuple[Status, ...] = ("charging", "waiting")  # it charges, or waits to do so
 Source = Literal["the car", "BMW", "interpolated"]
 
 
@@ -479,7 +485,7 @@ class Reading:
     @property
     def is_active(self) -> bool:
         """Whether it charges, or waits to do so."""
-        return self.status in ("charging", "waiting")
+        return self.status in ACTIVE
 
     @property
     def minutes_to_full(self) -> float | None:
@@ -622,6 +628,11 @@ class ChargingSession:
         """Whether the car charges, or pauses."""
         return self.began_s > 0 and not self.ended_s
 
+    @property
+    def is_full_told(self) -> bool:
+        """Whether it was told that the car is full: a charge after that is a top-up."""
+        return "full" in self.told
+
 
 @dataclass
 class Message:
@@ -747,22 +758,27 @@ def memory_in(kept: object) -> Memory:
     if not isinstance(kept, dict):
         raise ValueError("it is no JSON object")
 
-    memory = record_in(kept, Memory)
-    memory.sign_in = record_in(kept.get("sign_in"), SignIn)
-    memory.container = record_in(kept.get("container"), Container)
-    memory.session = record_in(kept.get("session"), ChargingSession)
     last = dict_or_empty(kept.get("last"))
-    if is_number(last.get("charge")):
-        memory.last = record_in(last, Reading)
-    messages = kept.get("outbox")
-    for message in messages if isinstance(messages, list) else []:
+    has_charge = is_number(last.get("charge"))
+    return record_in(
+        kept,
+        Memory,
+        sign_in=record_in(kept.get("sign_in"), SignIn),
+        container=record_in(kept.get("container"), Container),
+        last=record_in(last, Reading) if has_charge else None,
+        session=record_in(kept.get("session"), ChargingSession),
+        outbox=list(messages_in(kept.get("outbox"))),
+    )
+
+
+def messages_in(kept: object) -> Iterator[Message]:
+    """The messages of an outbox that can be told."""
+    for message in kept if isinstance(kept, list) else []:
         news = dict_or_empty(dict_or_empty(message).get("news"))
         is_known = news.get("kind") in get_args(Kind)
         has_words = is_text(news.get("message")) and is_text(message.get("address"))
         if is_known and has_words:
-            record = record_in(message, Message, news=record_in(news, News))
-            memory.outbox.append(record)
-    return memory
+            yield record_in(message, Message, news=record_in(news, News))
 
 
 Record = TypeVar("Record", bound="DataclassInstance")
@@ -1164,8 +1180,9 @@ class CarDataSignIn:
         if answer.status == 403:
             why = f"BMW does not let this client id in yet: {SUBSCRIBE_IN_PORTAL}"
             raise NoReading(why)
-        if oauth_error(answer):
-            self._raise_client_id_is_refused(oauth_error(answer))
+        error = oauth_error(answer)
+        if error:
+            self._raise_client_id_is_refused(error)
 
         code = device_code_in(answer.json(), verifier)
         if not code:
@@ -1879,7 +1896,7 @@ def is_full(data: TelematicData, status: Status, charge: float) -> bool:
 
 def is_status_active(data: TelematicData) -> bool:
     """Whether the car's own status says that it charges, or waits to do so."""
-    return STATUS_OF_WORD.get(data.own_status.word) in ("charging", "waiting")
+    return STATUS_OF_WORD.get(data.own_status.word) in ACTIVE
 
 
 def is_charge_stale(data: TelematicData) -> bool:
@@ -1971,7 +1988,7 @@ def charge_in(
 
 def is_own_final(data: TelematicData, status: Status) -> bool:
     """Whether the car's word on its charge is truer than a higher prediction."""
-    if status in ("charging", "waiting"):
+    if status in ACTIVE:
         return False
     own = data.own_charge
     ended = data.own_status
@@ -2319,7 +2336,7 @@ def observe(
 
 def is_another(reading: Reading, last: Reading, session: ChargingSession) -> bool:
     """Whether a reading is of another session than the one that is remembered."""
-    if session.is_on and "full" not in session.told:
+    if session.is_on and not session.is_full_told:
         return False
     # The end of a top-up may never be shown, where the car leaves right after it.
     if is_back_at_a_plug(reading, last, session):
@@ -2344,7 +2361,7 @@ def is_back_at_a_plug(
 def was_driven(reading: Reading, last: Reading, session: ChargingSession) -> bool:
     """Whether the car says clearly less than in the session, or a full one was at less."""
     lower = session.highest - FLICKER_PERCENT
-    if "full" in session.told and last.charge <= lower:
+    if session.is_full_told and last.charge <= lower:
         return True
     said = charge_said_since(reading, last)
     return said is not None and said <= lower
@@ -2353,7 +2370,7 @@ def was_driven(reading: Reading, last: Reading, session: ChargingSession) -> boo
 def is_longer_than_a_top_up(reading: Reading, session: ChargingSession) -> bool:
     """Whether the car expects to charge for longer than a full one is warmed."""
     left_s = reading.full_at_s - reading.taken_s
-    return "full" in session.told and left_s >= WARMED_S
+    return session.is_full_told and left_s >= WARMED_S
 
 
 def change_in(
@@ -2457,12 +2474,12 @@ def session_after(
         session = ChargingSession(began_s=began_s, began_percent=began_percent)
     elif change == "ends":
         session.ended_s = moment_of_end(reading, last)
-        if "full" not in session.told:
+        if not session.is_full_told:
             session.highest = 0.0  # what was predicted above the end was wrong
     elif change == "came and went":
         session.ended_s = moment_of_change(reading, last)
         session.began_percent = ""
-    elif change == "none" and reading.status == "full" and "full" not in session.told:
+    elif change == "none" and reading.status == "full" and not session.is_full_told:
         # It is full, and nobody knows since when: that is no news, now or later.
         session.told += ["full", "still"]
 
@@ -2540,7 +2557,7 @@ def news_in(seen: Observation, notify_at: float) -> list[News]:
     # Once "full" was told, a top-up is no charge, and a car at rest flickers between 99
     # and 100 %: all that is left to say is that it still stands there.
     found = [still_news(seen)]
-    if "full" not in seen.session.told:
+    if not seen.session.is_full_told:
         found = [
             started_news(seen),
             reached_news(seen, notify_at),
@@ -2650,8 +2667,7 @@ def still_news(seen: Observation) -> News | None:
 def step_news(seen: Observation) -> News | None:
     """It is 5 % more than at the last news."""
     session = seen.session
-    is_top_up = "full" in session.told
-    if not session.is_on or is_top_up or awaits_final_charge(seen.reading):
+    if not session.is_on or session.is_full_told or not seen.reading.is_active:
         return None
     risen = seen.reading.charge - session.lowest_since_news
     if round(risen, 6) < STEP_PERCENT:
@@ -3393,9 +3409,8 @@ class Loop:
         self.say(problem, wait_s)
         if problem.news:
             self.tell_trouble(problem.news)
-        if (
-            self.once or self.failures > 1
-        ):  # the first may be that of a computer that wakes
+        # The first failure may be that of a computer that wakes.
+        if self.once or self.failures > 1:
             self.tell_silence()
         if not isinstance(problem, WaitingForOwner):
             self.memory.save()
@@ -3714,12 +3729,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 
 def demo_settings(variables: Mapping[str, str], problems: list[str]) -> Settings:
     checked = CheckedVariables(variables, problems)
-    settings = Settings(
-        interval_s=0.57,
-        notify_at=checked.notify_at(),
-        ntfy_url=checked.ntfy_url(),
-        webhook_url=checked.url("WEBHOOK_URL", is_plain_allowed=True),
-    )
+    settings = with_news(Settings(interval_s=0.57), checked)
     if checked.problems:
         raise CannotStart(checked.problems)
     return settings
