@@ -184,7 +184,7 @@ class CarData(Door):
     def seen(self, path: str) -> list[Request]:
         return [request for request in self.requests if path in request.path]
 
-    def signed_in(self, path: Path | None = None, **changed: Any) -> i3charge.Memory:
+    def signed_in(self, **changed: Any) -> i3charge.Memory:
         """What the script remembers after a sign-in here; `changed` is of the sign-in."""
         with self.changed:
             self.new_tokens(self.scope)
@@ -196,13 +196,12 @@ class CarData(Door):
             vin=VIN,
             sign_in=dataclasses.replace(sign_in, **changed),
             container=i3charge.Container(id=self.add_container(), purpose=i3charge.FULL_SET),
-            path=path,
         )
 
     def keep(self, path: Path, **changed: Any) -> i3charge.Memory:
         """Let the file be what the script has after a sign-in here."""
-        memory = self.signed_in(path, **changed)
-        assert memory.save()
+        memory = self.signed_in(**changed)
+        path.write_text(json.dumps(dataclasses.asdict(memory)))
         return memory
 
     def new_tokens(self, scope: str) -> dict[str, Any]:
@@ -411,48 +410,52 @@ class CarData(Door):
         answer(handler)
 
 
+def saved() -> bool:
+    """A memory that is always kept."""
+    return True
+
+
 class Client:
     """The script's own door to a CarData, in this process, and what it remembers."""
 
     def __init__(
-        self, cardata: CarData, memory: i3charge.Memory, *, attended: bool = True, **more: str
+        self,
+        cardata: CarData,
+        memory: i3charge.Memory,
+        *,
+        attended: bool = True,
+        by_hand: bool = False,
+        save: i3charge.Save = saved,
+        **more: str,
     ) -> None:
-        settings = i3charge.load_settings({**cardata.settings(), **more}, [], "")
+        settings = i3charge.load_settings({**cardata.settings(), **more}, "CarData", "")
         self.cardata = cardata
         self.memory = memory
-        self.door = i3charge.CarData(settings, memory, may_ask_owner=attended)
-        self.failures = 0  # in a row
+        self.door = i3charge.CarData(settings, memory, save, may_ask=attended, by_hand=by_hand)
+        self.failures = 0  # consecutive
 
-    def poll(self) -> i3charge.Reading:
+    def poll(self) -> i3charge.Report:
         return self.door.poll()
 
-    def problem(self) -> i3charge.NoReading | None:
-        """Poll; returns why there is no reading, and None where there is one."""
+    def problem(self) -> i3charge.Trouble | None:
+        """Poll; return why there is no report, or None if there is one."""
         try:
             self.poll()
-        except i3charge.NoReading as problem:
-            return problem
+        except i3charge.Trouble as trouble:
+            return trouble
         return None
 
-    def refused(self) -> i3charge.NoReading:
-        problem = self.problem()
-        assert problem, "there should be no reading"
-        return problem
+    def refused(self) -> i3charge.Trouble:
+        trouble = self.problem()
+        assert trouble, "there should be no report"
+        return trouble
 
-    def unanswered(self) -> i3charge.NoAnswer:
-        """Poll; returns why there is no answer."""
-        try:
-            self.poll()
-        except i3charge.NoAnswer as problem:
-            return problem
-        raise AssertionError("there should be no answer")
-
-    def pause_s(self, problem: i3charge.NoReading | None, interval_s: float) -> float:
-        """The pause that the loop makes after a poll with this problem, or with none."""
-        if problem is None:
+    def pause_s(self, trouble: i3charge.Trouble | None, interval_s: float) -> float:
+        """The pause that the loop makes after a poll with this trouble, or with none."""
+        if trouble is None:
             self.failures = 0
             return interval_s
-        if problem.wait_s is not None:
-            return problem.wait_s
-        self.failures += 1
-        return i3charge.growing_pause_s(self.failures, interval_s)
+        self.failures += not trouble.is_for_owner
+        if trouble.wait_s is not None:
+            return trouble.wait_s
+        return i3charge.growing_pause_s(max(self.failures, 1), interval_s)

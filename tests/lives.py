@@ -15,6 +15,7 @@ from __future__ import annotations
 import bisect
 import logging
 import random
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -353,7 +354,8 @@ class Verdict:
     """What was told in a life, held against what was true.
 
     `faults` are lines for whoever looks, and `counts` how many there are of each kind, beside
-    what was "due": charges whose end BMW shows for long enough.
+    what was "due": charges whose end BMW shows for long enough. `full_late_s` says how long
+    after each end of a full charge that was told.
     """
 
     LATE_S = 100 * MINUTE_S  # that a word and the poll after it can come at most
@@ -365,6 +367,7 @@ class Verdict:
         self.real = [charge for charge in self.life.charges if not charge.is_top_up]
         self.faults: list[str] = []
         self.counts: Counter[str] = Counter()
+        self.full_late_s: list[float] = []
         self.judge_full()
         self.judge_stops()
         self.judge_starts()
@@ -399,6 +402,7 @@ class Verdict:
             ]
             untold = [ends_s for ends_s in full if ends_s not in told_of]
             told_of |= set(untold[-1:])
+            self.full_late_s += [told.at_s - ends_s for ends_s in untold[-1:]]
             if not untold:
                 self.fault("full twice" if full else "full is false", told.at_s, told.message)
 
@@ -418,9 +422,12 @@ class Verdict:
             if not any(charge.ends_s <= told.at_s < until_s for told in self.told("stopped")):
                 self.fault("stop missed", charge.ends_s)
         for told in self.told("stopped"):
-            since_s = told.at_s - 3 * HOUR_S
-            if not any(since_s < charge.ends_s <= told.at_s for charge in self.life.charges):
+            self.counts["stop told"] += 1
+            ended = [charge for charge in self.real if charge.ends_s <= told.at_s]
+            if not ended or told.at_s - ended[-1].ends_s > 3 * HOUR_S:
                 self.fault("stop is false", told.at_s, told.message)
+            elif ended[-1].end == "full":
+                self.fault("stop of a full car", told.at_s, told.message)
 
     def judge_starts(self) -> None:
         for told in self.told("started"):
@@ -436,11 +443,12 @@ class Verdict:
                 self.fault("soon twice", of_it[1])
 
     def judge_the_line(self) -> None:
-        """While the car charges, it falls only where the car has spoken."""
+        """While the car charges, it falls only if the car has sent its own percentage."""
         for earlier, later in zip(self.owner.readings, self.owner.readings[1:]):
             is_charging = earlier.status == later.status == "charging"
-            has_spoken = later.car_said_s > earlier.car_said_s
-            if is_charging and later.charge < earlier.charge and not has_spoken:
+            before = self.life.shown("header", earlier.taken_s)
+            has_spoken = self.life.shown("header", later.taken_s) != before
+            if is_charging and later.percent < earlier.percent and not has_spoken:
                 self.fault("line falls", later.taken_s)
 
 
@@ -451,17 +459,21 @@ def verdicts(seeds: range) -> Iterator[tuple[int, Verdict]]:
 
 def main(lives: int = 30, first: int = 0) -> None:
     logging.getLogger("i3charge").addHandler(logging.NullHandler())
-    with_plug: Counter[str] = Counter()
-    without: Counter[str] = Counter()
+    counts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    late_s: list[float] = []  # of cars that are on time, and have a prediction
     for seed, verdict in verdicts(range(first, first + lives)):
         habits = verdict.life.habits
-        (with_plug if habits.has_plug else without).update(verdict.counts)
+        counts[habits.has_plug].update(verdict.counts)
+        if not habits.is_late and not habits.is_bare:
+            late_s += verdict.full_late_s
         for fault in verdict.faults:
             kind = "bare, " if habits.is_bare else ""
             plug = "" if habits.has_plug else ", no plug's word"
             print(f"life {seed} ({kind}{habits.kw} kW{plug}): {fault}", flush=True)
-    print("with the plug's word:", dict(sorted(with_plug.items())))
-    print("without it:", dict(sorted(without.items())))
+    print("with the plug's word:", dict(sorted(counts[True].items())))
+    print("without it:", dict(sorted(counts[False].items())))
+    if late_s:
+        print(f"full is told {statistics.median(late_s) / MINUTE_S:.1f} minutes late in the median")
 
 
 if __name__ == "__main__":

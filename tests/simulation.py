@@ -11,6 +11,7 @@ from typing import Any, Callable, NamedTuple
 from unittest import mock
 
 from conftest import Clock
+from fake_cardata import saved
 
 import i3charge
 
@@ -45,7 +46,7 @@ class Bmw:
         assert len(self.requests_s) - before <= self.QUOTA
         if url.endswith("/telematicData"):
             return self.telematic(self.clock.time())
-        return {"containerId": "S000000000000"} if method == "POST" else {}
+        return {"containerId": "S000000000000"} if method == "POST" else {"containers": []}
 
 
 def busiest_day(requests_s: list[float]) -> int:
@@ -60,7 +61,7 @@ class Told(NamedTuple):
     kind: i3charge.Kind
     at_s: float
     message: str
-    charge: float  # as it was shown then
+    percent: float  # as it was shown then
 
 
 @dataclass
@@ -81,8 +82,8 @@ class Owner:
         """Of a terminal, which there is none of."""
 
     def show(self, news: i3charge.News) -> None:
-        charge = self.readings[-1].charge if self.readings else 0.0
-        self.told.append(Told(news.kind, self.clock.time(), news.message, charge))
+        percent = self.readings[-1].percent if self.readings else 0.0
+        self.told.append(Told(news.kind, self.clock.time(), news.text, percent))
 
 
 def run(telematic: Telematic, begins_s: float, ends_s: float) -> Owner:
@@ -96,16 +97,17 @@ def run(telematic: Telematic, begins_s: float, ends_s: float) -> Owner:
     }
     simulated = mock.patch.multiple(i3charge, time=clock, send=bmw.send)
     with simulated, suppress(Clock.Over):
-        settings = i3charge.load_settings(variables, [], "")
+        settings = i3charge.load_settings(variables, "CarData", "")
         memory = i3charge.Memory(sign_in=i3charge.SignIn(refresh_token="r"))
         i3charge.Loop(
-            door=i3charge.CarData(settings, memory, may_ask_owner=False),
+            door=i3charge.CarData(settings, memory, saved),
             interval_s=settings.interval_s,
             memory=memory,
+            save=saved,
             watch=i3charge.ChargeWatch(memory, 0, settings.interval_s),
             log=owner,
             desktop=owner,
-            outbox=i3charge.Outbox(settings, memory, "", tries_again=True),
+            outbox=i3charge.Outbox(settings, memory, saved, ""),
         ).run()
     owner.requests_s = bmw.requests_s
     return owner  # type: ignore[no-any-return]

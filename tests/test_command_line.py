@@ -1,4 +1,4 @@
-"""The script as its owner sees it: the demo, the log, the terminal, the options, the end."""
+"""The script as its owner sees it: the demo, the log, the terminal, the options, the exit."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ def unavailable(handler: Handler) -> None:
     handler.reply(503, "<html>Sorry</html>")
 
 
-def idle_car(charge: str) -> dict[str, Any]:
-    return car(charge, chargingHVStatus="NOT_CHARGING", charging_status="CHARGINGENDED")
+def minutes_ago(minutes: float) -> str:
+    """Return an `updateTime` of the portal."""
+    moment = datetime.now(timezone.utc) - timedelta(minutes=minutes)
+    return f"{moment:%d.%m.%Y %H:%M:%S} UTC"
 
 
 # --- The demo -------------------------------------------------------------------------
@@ -79,7 +81,7 @@ def test_demo_checks_the_settings_that_it_uses(start: Start) -> None:
     assert script.stderr_with("NOTIFY_AT should be a whole number") == 1
 
 
-def test_demo_runs_where_the_script_is_copied_alone(tmp_path: Path, env: dict[str, str]) -> None:
+def test_demo_needs_no_file_but_the_script(tmp_path: Path, env: dict[str, str]) -> None:
     copy = shutil.copy(SCRIPT, tmp_path)
     script = Script([sys.executable, str(copy), "--demo"], env, cwd=tmp_path)
     script.wait_for_readings(2)
@@ -90,8 +92,7 @@ def test_demo_runs_where_the_script_is_copied_alone(tmp_path: Path, env: dict[st
 
 
 def test_line_in_a_pipe(portal: Portal, start: Start) -> None:
-    old = f"{datetime.now(timezone.utc) - timedelta(minutes=25):%d.%m.%Y %T} UTC"
-    portal.readings = [car(updateTime=old)]
+    portal.readings = [car(updateTime=minutes_ago(25))]
     script = start("--once", settings=portal.settings())
     assert script.end() == 0
     assert len(script.stdout) == len(portal.polls_seen()) == 1
@@ -120,17 +121,56 @@ def test_json_has_every_field(portal: Portal, start: Start) -> None:
     }
 
 
-def test_time_spans_are_said_as_one_says_them() -> None:
+def test_duration_is_rounded_as_people_say_it() -> None:
     said = {0.4: "0 s", 119: "119 s", 120: "2 min", 3599: "1 h", 3600: "1 h", 8400: "2 h 20 min"}
     said |= {36_000: "10 h", 86_400: "24 h", 345_600: "4 days"}
     assert {seconds: i3charge.duration(seconds) for seconds in said} == said
+
+
+NOW_S = time.time()
+READING = Reading(62.0, NOW_S, "charging", range=101.0, range_unit="km", full_at_s=NOW_S + 2 * 3600)
+PREDICTED_READING = dataclasses.replace(READING, predicted=True)
+FULL_READING = dataclasses.replace(READING, percent=100, status="full")
+
+
+class PartialDisk:
+    """Stands in for `os.write`: each call takes only a few bytes."""
+
+    def __init__(self) -> None:
+        self.written = b""
+
+    def write(self, _: int, data: bytes) -> int:
+        self.written += data[:5]
+        return min(len(data), 5)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_disk_that_takes_only_a_part_of_a_line_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, as_json: bool
+) -> None:
+    disk = PartialDisk()
+    with open(tmp_path / "charge.log", "w") as stdout, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", stdout)
+        patched.setattr(os, "write", disk.write)
+        log = i3charge.ChargeLog(as_json=as_json)
+        log.write(READING)
+        log.write(FULL_READING)
+    lines = disk.written.decode().splitlines()
+    if as_json:
+        assert [json.loads(line)["charge"] for line in lines] == [62, 100]
+    else:
+        expected = [
+            i3charge.text_line(each, i3charge.DATE_IN_FILE) for each in (READING, FULL_READING)
+        ]
+        assert lines == expected
+    assert disk.written.endswith(b"\n") and log.works
 
 
 # --- The log on a terminal ------------------------------------------------------------
 
 
 class Terminal:
-    """What is written to it is in `written`, without its titles in `text`."""
+    """A terminal of the script: `written` is its output, `text` the same without titles."""
 
     def __init__(self, columns: int = 80) -> None:
         self.ours, self.theirs = pty.openpty()
@@ -180,10 +220,6 @@ COLOUR = re.compile("\033\\[[0-9]*m")
 RED, DIM = "\033[31m", "\033[2m"
 GREEN_BAR = "\033[32m██████▎░░░\033[0m  "
 FULL_BAR = f"\033[36m{'█' * 10}\033[0m  "
-NOW_S = time.time()
-READING = Reading(62.0, NOW_S, "charging", range=101.0, range_unit="km", full_at_s=NOW_S + 2 * 3600)
-PREDICTED_READING = dataclasses.replace(READING, source="BMW")
-FULL_READING = dataclasses.replace(READING, charge=100, status="full")
 
 LINES: dict[str, tuple[dict[str, str], int, str, Reading, str]] = {
     "80 columns": ({}, 80, "utf-8", READING, GREEN_BAR),
@@ -207,17 +243,17 @@ def test_line_suits_the_terminal(monkeypatch: pytest.MonkeyPatch, name: str) -> 
         i3charge.ChargeLog(as_json=False).write(reading)
         terminal.read_until("\n")
     os.close(terminal.ours)
-    start = rf"\w{{3}} \d\d:\d\d  {reading.percent:>4}  "
+    start = rf"\w{{3}} \d\d:\d\d  {reading.percent_text:>4}  "
     line = rf"{start}{re.escape(bar)}{reading.status:<10}  101 km  full \d\d:\d\d\r\n"
     assert re.fullmatch(line, terminal.text), terminal.text
     assert len(COLOUR.sub("", terminal.text).rstrip()) < columns
 
 
 @pytest.mark.parametrize(
-    ("charge", "bar"), [(55, "█████▌░░░░"), (99.9, "█████████▉"), (100, "█" * 10)]
+    ("percent", "bar"), [(55, "█████▌░░░░"), (99.9, "█████████▉"), (100, "█" * 10)]
 )
-def test_bar_is_full_only_at_100_percent(charge: float, bar: str) -> None:
-    assert i3charge.bar_of(charge, "░▏▎▍▌▋▊▉█") == bar
+def test_bar_is_full_only_at_100_percent(percent: float, bar: str) -> None:
+    assert i3charge.bar_of(percent, "░▏▎▍▌▋▊▉█") == bar
 
 
 def colour_of(terminal: Terminal, text: str) -> str:
@@ -236,8 +272,14 @@ def test_night_on_a_terminal(
     terminal: Terminal,
     environment: dict[str, str],
 ) -> None:
-    """A charge that stops and goes on to full, then a sign-in that is refused."""
-    portal.readings = [car(), unavailable, idle_car("63.0"), full_car(), portal.expire_token]
+    """A charge stops, goes on to full, and then BMW refuses the sign-in."""
+    portal.readings = [
+        car(updateTime=minutes_ago(180)),
+        unavailable,
+        car("63.0", charging_status="CHARGINGENDED", updateTime=minutes_ago(120)),
+        full_car(updateTime=minutes_ago(60)),
+        portal.expire_token,
+    ]
     portal.logins = [None, lambda handler: handler.reply(401, {"error": "invalid_client"})]
     script = terminal.start(
         start,
@@ -290,12 +332,12 @@ def test_sign_in_on_a_terminal_does_not_look_like_an_error(
         "and confirm the code",
         "CODE-1",
     ]
-    assert re.fullmatch(r"It is good until \d\d:\d\d\.", lines[first + 4])
+    assert lines[first + 4].startswith("It is good until ")
     assert RED not in terminal.text
 
 
 @pytest.mark.parametrize(("number", "status"), ENDINGS)
-def test_title_is_put_back_however_it_ends(
+def test_signal_ends_it_with_the_title_put_back(
     portal: Portal, start: Start, terminal: Terminal, number: signal.Signals, status: int
 ) -> None:
     settings = {**portal.settings(), "LOG_INTERVAL": "60000"}
@@ -356,8 +398,8 @@ def test_verbose_shows_what_cardata_answered(cardata: CarData, start: Start, kep
 # --- One file that runs by itself -----------------------------------------------------
 
 
-def test_script_says_what_it_needs() -> None:
-    """In a block as PEP 723 has it, which is the same as requirements.txt."""
+def test_script_declares_the_same_packages_as_the_requirements() -> None:
+    """The script has them in a block that PEP 723 defines."""
     block = r"(?m)^# /// script$\s(?P<content>(^#(| .*)$\s)+)^# ///$"
     (found,) = re.finditer(block, SCRIPT.read_text(encoding="utf-8"))
     toml = "".join(line[2:] for line in found["content"].splitlines(keepends=True))
@@ -392,37 +434,42 @@ def test_script_runs_with_uv(tmp_path: Path) -> None:
     assert done.stdout == VERSION, done.stderr
 
 
-def test_missing_package_is_said_in_one_line(tmp_path: Path, start: Start) -> None:
+def test_missing_package_is_reported_in_one_line(tmp_path: Path, start: Start) -> None:
     (tmp_path / "requests.py").write_text("raise ImportError('No module named requests')")
     script = start("--demo", extra_env={"PYTHONPATH": str(tmp_path)})
     assert script.end() == 1
-    assert (
-        script.stderr_with("i3charge: No module named requests; README.md")
-        == len(script.stderr)
-        == 1
-    )
+    (line,) = script.stderr
+    assert line.startswith("i3charge: No module named requests; README.md")
 
 
-# --- How it ends ----------------------------------------------------------------------
+# --- The exit -------------------------------------------------------------------------
 
 
-def test_ctrl_c_while_waiting(portal: Portal, start: Start) -> None:
+@pytest.mark.parametrize(("number", "status"), ENDINGS)
+def test_signal_ends_the_wait_without_another_word(
+    portal: Portal, start: Start, number: signal.Signals, status: int
+) -> None:
     script = start(settings={**portal.settings(), "LOG_INTERVAL": "60000"})
     script.wait_for_readings(1)
-    assert script.interrupt() == 130
+    script.process.send_signal(number)
+    assert script.end() == status
     armed = "ConnectedDrive portal, every 60 s and when news is due. Phone: none"
     assert [line[21:] for line in script.stderr] == [armed]
 
 
-def test_ctrl_c_while_bmw_is_asked(portal: Portal, start: Start) -> None:
+@pytest.mark.parametrize(("number", "status"), ENDINGS)
+def test_signal_ends_a_request_to_bmw(
+    portal: Portal, start: Start, number: signal.Signals, status: int
+) -> None:
     portal.readings = [lambda _: portal.closing.wait(60)]
     script = start(settings=portal.settings())
     portal.wait_for(portal.polls_seen, "a poll")
-    assert script.interrupt() == 130
+    script.process.send_signal(number)
+    assert script.end() == status
     assert script.stdout == script.news == []
 
 
-def test_ctrl_c_while_it_is_still_importing(tmp_path: Path, start: Start) -> None:
+def test_ctrl_c_ends_the_imports(tmp_path: Path, start: Start) -> None:
     here = tmp_path / "importing"
     (tmp_path / "requests.py").write_text(
         f"import pathlib, time; pathlib.Path({str(here)!r}).touch(); time.sleep(60)"
@@ -436,7 +483,7 @@ def test_ctrl_c_while_it_is_still_importing(tmp_path: Path, start: Start) -> Non
     assert script.output == ""
 
 
-def test_ctrl_c_while_a_notification_hangs(
+def test_ctrl_c_ends_a_notification_that_hangs(
     portal: Portal, start: Start, terminal_notifier: Notifier
 ) -> None:
     terminal_notifier.does("time.sleep(60)")
@@ -448,10 +495,10 @@ def test_ctrl_c_while_a_notification_hangs(
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
-def test_signal_that_the_parent_has_ignored_stays_so(
+def test_signal_that_the_parent_ignores_stays_ignored(
     portal: Portal, start: Start, number: signal.Signals
 ) -> None:
-    """As nohup ignores SIGHUP, and a script SIGINT for what it runs in the background."""
+    """nohup ignores SIGHUP, and a script SIGINT for what it runs in the background."""
 
     def ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
@@ -465,7 +512,7 @@ def test_signal_that_the_parent_has_ignored_stays_so(
 
 
 @pytest.mark.parametrize("closed", [(1,), (2,), (1, 2), (0, 1, 2)])
-def test_stream_that_is_closed_is_gone_on_without(
+def test_closed_stream_is_no_obstacle(
     portal: Portal, start: Start, closed: tuple[int, ...], kept: Path
 ) -> None:
     def close() -> None:
@@ -476,4 +523,4 @@ def test_stream_that_is_closed_is_gone_on_without(
     assert script.end() == 0
     assert (portal.served, script.stderr) == (1, [])
     assert len(script.stdout) == (1 not in closed)
-    assert json.loads(kept.read_text())["last"]["charge"] == 62  # nothing else was written there
+    assert json.loads(kept.read_text())["last"]["percent"] == 62  # and no line of the log

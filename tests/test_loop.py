@@ -2,40 +2,69 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
-import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 from conftest import Clock, Start
 from fake_bmw import VIN, Portal, Recorder, car
-from fake_cardata import CarData, Client, says
+from fake_cardata import CarData, Client, saved, says
 
 import i3charge
 from i3charge import (
+    CannotGoOn,
     Memory,
+    MemoryFile,
     Message,
     News,
-    NoAnswer,
-    NoReading,
+    Observation,
     Reading,
+    Report,
     Settings,
-    SignInRefused,
-    WaitingForOwner,
+    Trouble,
 )
 
-MINUTE_S = 60
-IDLE = Reading(60, status="plugged in")
-CHARGING = Reading(60, status="charging")
+MINUTE_S = 60.0
+HOUR_S = 60 * MINUTE_S
+
+
+@dataclass(frozen=True)
+class Car:
+    """What BMW says of the car, stamped with the time of the poll; None is left out."""
+
+    status: str = "CHARGINGACTIVE"
+    percent: float | None = 60.0
+    predicted: float | None = None
+    full_at_s: float | None = None
+
+    def report(self, now_s: float) -> Report:
+        said = [
+            Observation(now_s, "status", self.status),
+            Observation(now_s, "percent", self.percent),
+            Observation(0.0, "predicted", self.predicted),
+            Observation(now_s, "full_at", self.full_at_s),
+        ]
+        return Report(now_s, now_s, [each for each in said if each.value is not None])
+
+
+IDLE = Car("NOCHARGING")
+CHARGING = Car("CHARGINGACTIVE")
+RISING = [Car("CHARGINGACTIVE", percent) for percent in range(60, 98, 6)]
+UNSENT = Trouble("no network", was_sent=False)
+FAILED = Trouble("BMW has failed")
+SIGN_IN = Trouble("sign in", wait_s=300.0, is_for_owner=True)
 
 
 class Door:
-    """Does what a test says, one item a poll: a reading, or what is raised; the last stays.
+    """Does what a test says, one item a poll; the last one stays.
 
-    A poll takes a second.
+    An item is a Car, an exception to raise, or a function that returns one of them. A poll
+    takes a second.
     """
 
     name = "a door"
@@ -43,28 +72,34 @@ class Door:
     def __init__(self, clock: Clock, *does: Any) -> None:
         self.clock = clock
         self.does = list(does)
-        self.polls_s: list[float] = []  # since the start
         self.began_s = clock.now_s
+        self.polls_s: list[int] = []  # since the start
+        self.slept_s: list[float] = []  # in naps until each poll
 
-    def poll(self) -> Reading:
-        self.polls_s.append(round(self.clock.now_s - self.began_s, 3))
+    def poll(self) -> Report:
+        self.polls_s.append(round(self.clock.now_s - self.began_s))
+        self.slept_s.append(self.clock.monotonic())
         self.clock.now_s += 1
         item = self.does.pop(0) if len(self.does) > 1 else self.does[0]
         if callable(item):
             item = item()
         if isinstance(item, Exception):
             raise item
-        assert isinstance(item, Reading)
-        return dataclasses.replace(item, taken_s=self.clock.now_s)
+        assert isinstance(item, Car)
+        return item.report(self.clock.now_s)
 
 
 class Told:
     """In the place of the log and the desktop."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.began_s = clock.now_s
         self.works, self.is_unread = True, False
+        self.status: int | None = None  # the exit status
         self.titles: list[str] = []
         self.told: list[str] = []
+        self.hours: list[float] = []  # since the start, when it was told
         self.lines = 0
 
     def write(self, reading: Reading) -> None:
@@ -76,25 +111,36 @@ class Told:
 
     def show(self, news: News) -> None:
         self.told.append(news.message)
+        self.hours.append((self.clock.now_s - self.began_s) / HOUR_S)
 
 
-def run(door: Any, minutes: float = 600, interval_s: float = 2400, **more: Any) -> Told:
+def run(
+    door: Any,
+    hours: float = 10,
+    interval_s: float = 2400,
+    *,
+    told: Any = None,
+    memory: Memory | None = None,
+    save: i3charge.Save = saved,
+    ntfy: Recorder | None = None,
+    once: bool = False,
+) -> Told:
     """Let the loop run for so long."""
-    told: Any = more.pop("told", None) or Told()
-    memory = more.pop("memory", Memory())
-    settings = Settings(ntfy_url=more.pop("ntfy_url", ""))
-    outbox = i3charge.Outbox(settings, memory, "", tries_again=True)
+    told = told or Told(door.clock)
+    memory = memory or Memory()
+    settings = Settings(ntfy_url=ntfy.url + "secret-topic" if ntfy else "")
     loop = i3charge.Loop(
         door=door,
         interval_s=interval_s,
         memory=memory,
+        save=save,
         watch=i3charge.ChargeWatch(memory, 0, interval_s),
         log=told,
         desktop=told,
-        outbox=outbox,
-        **more,
+        outbox=i3charge.Outbox(settings, memory, save, "BMW i3"),
+        once=once,
     )
-    door.clock.ends_s = door.began_s + minutes * MINUTE_S
+    door.clock.ends_s = door.began_s + hours * HOUR_S
     try:
         told.status = loop.run()
     except Clock.Over:
@@ -102,8 +148,33 @@ def run(door: Any, minutes: float = 600, interval_s: float = 2400, **more: Any) 
     return told  # type: ignore[no-any-return]
 
 
-def gaps(door: Door) -> list[float]:
-    return [later - earlier for earlier, later in zip(door.polls_s, door.polls_s[1:])]
+def move_clock(clock: Clock, after_naps: int, by_s: float) -> None:
+    """Move the clock after so many naps: a closed lid does, and so does a correction."""
+    sleep = clock.sleep
+
+    def sleep_and_move(seconds: float) -> None:
+        sleep(seconds)
+        if len(clock.naps) == after_naps:
+            clock.now_s += by_s
+
+    clock.sleep = sleep_and_move  # type: ignore[method-assign]
+
+
+def set_clock(clock: Clock, hour: int, minute: int = 0) -> None:
+    """Begin on a Friday."""
+    clock.now_s = datetime(2026, 1, 9, hour, minute).timestamp()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[MemoryFile]:
+    file = MemoryFile(tmp_path / ".i3charge.json")
+    yield file
+    assert file._lock
+    file._lock.close()
+
+
+def gaps(times: Sequence[float]) -> list[float]:
+    return [later - earlier for earlier, later in zip(times, times[1:])]
 
 
 # --- When it polls --------------------------------------------------------------------
@@ -111,30 +182,26 @@ def gaps(door: Door) -> list[float]:
 
 def test_polls_keep_their_interval_however_long_they_take(clock: Clock) -> None:
     door = Door(clock, IDLE)
-    run(door, minutes=200)
-    assert gaps(door) == [2400] * 4
+    run(door, hours=3.4)
+    assert gaps(door.polls_s) == [2400] * 5
 
 
-def test_poll_that_is_brought_forward_comes_at_its_moment(clock: Clock) -> None:
+def test_early_poll_comes_at_its_moment(clock: Clock) -> None:
     full_at_s = clock.now_s + 30 * MINUTE_S
-    charging = Reading(97, status="charging", full_at_s=full_at_s, source="BMW")
-    door = Door(clock, charging)
-    told = run(door, minutes=35)
+    door = Door(clock, Car(percent=97, full_at_s=full_at_s))
+    told = run(door, hours=0.6)
     assert door.polls_s[1:3] == [20 * MINUTE_S, 32 * MINUTE_S]
-    assert told.told == [f"Full in about 10 min, at {i3charge.clock_at(full_at_s)}"]
+    full_clock = i3charge.clock_at(full_at_s, clock.now_s)
+    assert told.told == [f"Full in about 10 min, at {full_clock}"]
 
 
-UNSENT = NoAnswer("no network", was_sent=False)
-FAILED = NoReading("BMW has failed")
-
-
-@pytest.mark.parametrize("failure", [UNSENT, NoAnswer("no answer", was_sent=True), FAILED])
+@pytest.mark.parametrize("failure", [UNSENT, FAILED, KeyError("a fault of ours")])
 def test_failures_wait_longer_and_longer_and_a_reading_ends_that(
     clock: Clock, failure: Exception
 ) -> None:
     door = Door(clock, *[failure] * 8, IDLE, failure, IDLE)
-    run(door, minutes=300)
-    minutes = [round(gap / MINUTE_S) for gap in gaps(door)]
+    run(door, hours=5)
+    minutes = [round(gap / MINUTE_S) for gap in gaps(door.polls_s)]
     assert minutes[:10] == [1, 2, 4, 8, 16, 32, 40, 40, 40, 1]
 
 
@@ -143,49 +210,57 @@ def test_failures_at_a_short_interval_wait_for_five_minutes_at_most() -> None:
     assert found == [60, 120, 240, 300, 300, 300]
 
 
-def test_wait_that_a_problem_names_is_kept(clock: Clock) -> None:
-    door = Door(clock, NoReading("a pause", wait_s=7.0), IDLE)
-    run(door, minutes=1)
-    assert gaps(door) == [8]
+def test_wait_that_a_trouble_names_is_kept(clock: Clock) -> None:
+    door = Door(clock, Trouble("a pause", wait_s=7.0), IDLE)
+    run(door, hours=0.1)
+    assert gaps(door.polls_s) == [8]
 
 
-@pytest.mark.parametrize("first", [IDLE, NoReading("a pause", wait_s=2400.0)])
+@pytest.mark.parametrize("first", [IDLE, Trouble("a pause", wait_s=2400.0)])
 def test_poll_that_fell_due_in_sleep_is_made_after_waking(clock: Clock, first: Any) -> None:
     door = Door(clock, first, IDLE)
-    sleep = clock.sleep
-
-    def close_the_lid(seconds: float) -> None:
-        sleep(seconds)
-        if len(door.polls_s) == 1 and len(clock.naps) == 3:
-            clock.now_s += 8 * 3600
-
-    clock.sleep = close_the_lid  # type: ignore[method-assign]
-    run(door, minutes=9 * 60)
-    assert door.polls_s[1] == pytest.approx(8 * 3600 + 180, abs=61)
-    assert gaps(door)[1] == 2400
+    move_clock(clock, after_naps=3, by_s=8 * HOUR_S)
+    run(door, hours=9)
+    assert door.polls_s[1] == pytest.approx(8 * HOUR_S + 180, abs=61)
+    assert gaps(door.polls_s)[1] == 2400
 
 
-def test_clock_that_is_set_back_does_not_stretch_a_wait(clock: Clock) -> None:
-    slept_s: list[float] = []
+@pytest.mark.parametrize("by_hours", [-5, -0.3])
+@pytest.mark.parametrize("first", [IDLE, Trouble("a pause", wait_s=2400.0)])
+def test_clock_that_is_set_back_does_not_stretch_a_wait(
+    clock: Clock, first: Any, by_hours: float
+) -> None:
+    door = Door(clock, first, IDLE)
+    move_clock(clock, after_naps=3, by_s=by_hours * HOUR_S)
+    run(door, hours=1)
+    assert door.slept_s[1] == pytest.approx(2400, abs=61)
 
-    def note() -> Reading:
-        slept_s.append(sum(clock.naps))
+
+@pytest.mark.parametrize("is_right_again", ["while it polls", "while it waits"])
+@pytest.mark.parametrize("by_hours", [2, -2])
+def test_clock_that_was_wrong_for_one_poll_delays_no_other(
+    clock: Clock, by_hours: float, is_right_again: str
+) -> None:
+    wrong_s = by_hours * HOUR_S
+    move_clock(clock, after_naps=40, by_s=wrong_s)
+
+    def put_right() -> Car:
+        clock.now_s -= wrong_s
         return IDLE
 
-    sleep = clock.sleep
+    door = Door(clock, IDLE, IDLE, IDLE)
+    if is_right_again == "while it polls":
+        door.does[1] = put_right
+    else:
+        move_clock(clock, after_naps=41, by_s=-wrong_s)
+    run(door, hours=6)
+    assert door.slept_s[1] == pytest.approx(2400, abs=61) and len(door.polls_s) > 4
 
-    def set_back(seconds: float) -> None:
-        sleep(seconds)
-        if len(clock.naps) == 3:
-            clock.now_s -= 5 * 3600
-
-    clock.sleep = set_back  # type: ignore[method-assign]
-    run(Door(clock, note), minutes=50)
-    assert slept_s[1] == pytest.approx(2400, abs=61)
+    assert max(gaps(door.slept_s)) < 2400 + 61
 
 
 def test_nap_is_a_minute_at_most(clock: Clock) -> None:
-    run(Door(clock, IDLE), minutes=100)
+    run(Door(clock, IDLE), hours=2)
     assert max(clock.naps) == 60
 
 
@@ -193,64 +268,57 @@ def test_nap_is_a_minute_at_most(clock: Clock) -> None:
 
 
 def test_failure_is_said_with_the_next_try(clock: Clock, log: pytest.LogCaptureFixture) -> None:
-    told = run(Door(clock, NoReading("BMW has failed")), minutes=1)
+    told = run(Door(clock, FAILED), hours=0.01)
     assert log.messages == ["BMW has failed; next try in 60 s"]
     assert told.titles == ["i3: no reading"]
 
 
-def test_waiting_for_the_owner_is_no_failure(clock: Clock, log: pytest.LogCaptureFixture) -> None:
-    told = run(Door(clock, i3charge.WaitingForOwner("Sign in", wait_s=90.0)), minutes=1)
+def test_failure_with_once_is_said_without_a_next_try(
+    clock: Clock, log: pytest.LogCaptureFixture
+) -> None:
+    run(Door(clock, FAILED), once=True)
+    assert log.messages == ["BMW has failed"]
+
+
+def test_waiting_for_the_owner_is_no_error(clock: Clock, log: pytest.LogCaptureFixture) -> None:
+    code = News("sign-in", "Sign in", click="https://bmw.example")
+    door = Door(clock, Trouble("Sign in", wait_s=90.0, news=code, is_for_owner=True))
+    told = run(door, hours=0.01)
     assert told.titles == ["i3: waiting for you"]
     assert [(record.levelname, record.message) for record in log.records] == [
         ("WARNING", "Sign in")
     ]
 
 
-def test_refused_sign_in_is_told_and_ends_it(clock: Clock) -> None:
-    told: Any = run(Door(clock, SignInRefused("BMW refuses the sign-in")))
-    assert (told.told, told.status) == (["BMW refuses the sign-in"], 1)
-
-
-def test_signal_whose_exception_python_has_dropped_ends_it_before_it_waits(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    signals: list[int] = []
-    monkeypatch.setattr(i3charge, "SIGNALS", signals)
-
-    def interrupted() -> Reading:
-        signals.append(signal.SIGTERM)
-        return IDLE
-
-    with pytest.raises(SystemExit, match="143"):
-        run(Door(clock, interrupted))
-    assert clock.naps == []
-
-
 # --- Trouble is told once a day -------------------------------------------------------
+
+BROKEN = Trouble("broken", news=News("error", "have a look"))
 
 
 def test_trouble_that_goes_on_is_told_once_a_day(clock: Clock) -> None:
-    door = Door(clock, NoReading("broken", news=News("error", "have a look")))
-    assert run(door, minutes=2.5 * 24 * 60).told == ["have a look"] * 3
+    told = run(Door(clock, BROKEN), hours=60)
+    assert told.told.count("have a look") == 3
 
 
 def test_each_trouble_is_told_for_itself(clock: Clock) -> None:
-    broken = [NoReading(words, news=News("error", words)) for words in ("no disk", "no client")]
+    broken = [Trouble(words, news=News("error", words)) for words in ("no disk", "no client")]
     door = Door(clock, *broken, *broken)
-    assert run(door, minutes=120).told == ["no disk", "no client"]
+    assert run(door, hours=2).told == ["no disk", "no client"]
 
 
 def test_trouble_that_a_reading_has_ended_is_told_anew(clock: Clock) -> None:
-    broken = NoReading("broken", news=News("error", "have a look"))
-    door = Door(clock, broken, broken, IDLE, broken)
-    assert run(door, minutes=120).told == ["have a look"] * 2
+    door = Door(clock, BROKEN, BROKEN, IDLE, BROKEN)
+    assert run(door, hours=2).told == ["have a look"] * 2
 
 
-def test_restart_does_not_tell_a_trouble_again(clock: Clock, tmp_path: Path) -> None:
-    broken = NoReading("broken", news=News("error", "have a look"))
+def test_restart_does_not_tell_a_trouble_again(clock: Clock, file: MemoryFile) -> None:
     for expected in (["have a look"], []):
-        memory = i3charge.load_memory(tmp_path / ".i3charge.json", "", "")
-        assert run(Door(clock, broken), once=True, memory=memory).told == expected
+        memory = file.load("", "")
+
+        def save(memory: Memory = memory) -> bool:
+            return file.save(memory)
+
+        assert run(Door(clock, BROKEN), once=True, memory=memory, save=save).told == expected
 
 
 class Owner:
@@ -258,27 +326,20 @@ class Owner:
 
     def __init__(self, cardata: CarData, clock: Clock, hours: float, **sign_in: Any) -> None:
         memory = cardata.signed_in(expires_s=0.0, **sign_in)
-        began_s = clock.now_s
         cardata.interval_s = 5
-        client = Client(cardata, memory)
-        self.hours: list[float] = []  # of each sign-in that is told
-
-        def show(news: News) -> None:
-            if news.kind == "sign-in":
-                self.hours.append((clock.now_s - began_s) / 3600)
-
-        door: Any = client.door
-        door.clock, door.began_s = clock, began_s
-        told = Told()
-        told.show = show  # type: ignore[method-assign]
-        run(door, minutes=hours * 60, memory=memory, told=told)
+        door: Any = Client(cardata, memory).door
+        door.clock, door.began_s = clock, clock.now_s
+        told = run(door, hours, memory=memory)
+        pairs = zip(told.told, told.hours)
+        self.hours = [hour for text, hour in pairs if text.startswith("Sign in at BMW")]
 
 
-def test_sign_in_is_told_again_at_most_every_six_hours(cardata: CarData, clock: Clock) -> None:
+def test_sign_in_is_told_at_once_after_an_hour_and_every_six(
+    cardata: CarData, clock: Clock
+) -> None:
     cardata.pending = 100_000
     owner = Owner(cardata, clock, 26, refresh_token="another")
-    gaps = [later - earlier for earlier, later in zip(owner.hours, owner.hours[1:])]
-    assert len(gaps) == 4 and all(5.999 <= gap <= 6.8 for gap in gaps)
+    assert owner.hours == pytest.approx([0, 1, 7, 13, 19, 25], abs=0.1)
 
 
 def test_code_that_bmw_has_refused_is_followed_by_one_that_is_told(
@@ -294,57 +355,150 @@ def test_night_in_which_bmw_refuses_every_code_rings_once_an_hour_at_most(
 ) -> None:
     cardata.pending, cardata.codes_that_fail = 0, 100_000
     owner = Owner(cardata, clock, 10, refresh_token="another")
-    first, second, *others = owner.hours
-    assert second - first < 0.1
-    gaps = [later - earlier for earlier, later in zip(owner.hours[1:], others)]
-    assert others and min(gaps) >= 1
+    to_second, *others = gaps(owner.hours)
+    assert to_second < 0.1
+    assert others and min(others) >= 1
 
 
-@pytest.mark.parametrize(("hours", "rings"), [(0.9, 0), (1.1, 1), (6.9, 1), (7.1, 2)])
-def test_code_after_a_second_refused_one_is_told_an_hour_after_the_last_that_was(
-    clock: Clock, hours: float, rings: int
+# --- Silence in a charge --------------------------------------------------------------
+
+
+def test_silence_in_a_charge_names_the_last_reading(clock: Clock, ntfy: Recorder) -> None:
+    set_clock(clock, 19, 30)
+    door = Door(clock, CHARGING, Car(percent=None, predicted=62), FAILED)
+    run(door, hours=3, ntfy=ntfy)
+    assert ntfy.messages() == ["No word from BMW since 20:10 (~62%, charging)"]
+    assert ntfy.requests[0].headers["Priority"] == "high"
+
+
+@pytest.mark.parametrize(("interval_s", "after_hours"), [(60, 1), (2400, 4 / 3), (27 * HOUR_S, 54)])
+def test_silence_in_a_charge_is_told_after_two_intervals_and_an_hour_at_least(
+    clock: Clock, interval_s: float, after_hours: float
 ) -> None:
-    now_s = clock.now_s
-    told_s = {i3charge.CODE_REFUSED: now_s - 10, "sign-in": now_s - 5}
-    memory = Memory("", "", told_s={**told_s, i3charge.CODE_REFUSED: now_s})
-    code = WaitingForOwner("", wait_s=300, news=News("sign-in", "confirm"))
-    assert len(run(Door(clock, code), minutes=hours * 60, memory=memory).told) == rings
-
-
-# --- Silence --------------------------------------------------------------------------
-
-
-def test_silence_is_told_while_waiting_but_not_at_waking(clock: Clock) -> None:
-    door = Door(clock, CHARGING, FAILED)
-    told = run(door, minutes=90)
-    assert [message[:22] for message in told.told] == ["No word from BMW since"]
+    told = run(Door(clock, CHARGING, FAILED), after_hours + 20, interval_s)
+    hours = [hour for text, hour in zip(told.told, told.hours) if text.startswith("No word")]
+    assert hours == [pytest.approx(after_hours + 1 / 60, abs=1 / 59)]
 
 
 @pytest.mark.parametrize("wakes_to", [CHARGING, UNSENT])
 def test_silence_of_a_sleeping_computer_is_no_news(clock: Clock, wakes_to: Any) -> None:
-    door = Door(clock, CHARGING, wakes_to, CHARGING)
-    sleep = clock.sleep
-
-    def close_the_lid(seconds: float) -> None:
-        sleep(seconds)
-        if len(clock.naps) == 3:
-            clock.now_s += 8 * 3600
-
-    clock.sleep = close_the_lid  # type: ignore[method-assign]
-    assert run(door, minutes=9 * 60).told == []
+    move_clock(clock, after_naps=3, by_s=8 * HOUR_S)
+    assert run(Door(clock, CHARGING, wakes_to, CHARGING), hours=9).told == []
 
 
-def test_silence_is_told_where_every_wait_is_short(clock: Clock) -> None:
-    told = run(Door(clock, CHARGING, UNSENT), interval_s=60, minutes=70)
-    assert len(told.told) == 1
+# --- No readings for hours ------------------------------------------------------------
+
+
+def no_readings(told: Told) -> list[float]:
+    """The hours at which it was told that there are none."""
+    return [hour for text, hour in zip(told.told, told.hours) if text.startswith("No readings")]
+
+
+def soon_after(hours: float) -> Any:
+    """Told in a nap: of a minute, after a poll or two of a second."""
+    return pytest.approx(hours + 1 / 60, abs=1 / 59)
+
+
+@pytest.mark.parametrize("status", ["NOCHARGING", "CHARGINGPAUSED", "CHARGINGENDED"])
+def test_polls_that_fail_for_six_hours_are_told_with_the_latest_reason(
+    clock: Clock, ntfy: Recorder, log: pytest.LogCaptureFixture, status: str
+) -> None:
+    set_clock(clock, 18)
+    no_permission = Trouble("CarData says: No permission (CU-104)")
+    door = Door(clock, Car(status), *[UNSENT] * 3, no_permission)
+    told = run(door, hours=8, ntfy=ntfy)
+    assert no_readings(told) == [soon_after(6 + 40 / 60)]
+    message = (
+        "No readings since Fri 18:00: CarData says: No permission (CU-104);"
+        " README.md says what to do"
+    )
+    assert ntfy.messages() == told.told == [message]
+    assert ntfy.requests[0].headers["Priority"] == "high"
+    assert log.messages.count(message) == 1
+
+
+def test_polls_that_never_gave_a_reading_are_told_as_failing_since_the_start(clock: Clock) -> None:
+    told = run(Door(clock, FAILED), hours=7)
+    assert [text[:39] for text in told.told] == ["No readings since the start: BMW has fa"]
+    assert no_readings(told) == [soon_after(6)]
+
+
+def test_two_failed_polls_are_too_few_for_no_readings(clock: Clock) -> None:
+    told = run(Door(clock, Trouble("a pause", wait_s=5 * HOUR_S)), hours=14)
+    assert no_readings(told) == [soon_after(10)]
+
+
+def test_sign_in_that_is_asked_for_is_told_instead_of_no_readings(clock: Clock) -> None:
+    assert run(Door(clock, IDLE, *[FAILED] * 3, SIGN_IN), hours=30).told == []
+
+
+def test_hours_under_a_closed_lid_are_no_hours_without_readings(clock: Clock) -> None:
+    move_clock(clock, after_naps=10, by_s=8 * HOUR_S)
+    assert no_readings(run(Door(clock, FAILED), hours=15)) == [soon_after(8 + 6)]
+
+
+def test_no_readings_are_told_once_a_day_while_that_lasts(clock: Clock) -> None:
+    hours = no_readings(run(Door(clock, FAILED), hours=80))
+    assert hours[0] == soon_after(6) and gaps(hours) == [soon_after(24)] * 3
+
+
+def test_no_readings_are_told_a_day_after_the_silence_in_a_charge(clock: Clock) -> None:
+    told = run(Door(clock, CHARGING, FAILED), hours=60)
+    assert [text[:11] for text in told.told] == ["No word fro", "No readings", "No readings"]
+    assert told.hours[0] == soon_after(4 / 3) and gaps(told.hours) == [soon_after(24)] * 2
+
+
+def test_no_readings_are_told_anew_after_a_reading_has_ended_that(clock: Clock) -> None:
+    began_s = clock.now_s
+
+    def fails_but_in_the_eighth_hour() -> Any:
+        return IDLE if 7 <= (clock.now_s - began_s) / HOUR_S < 8 else FAILED
+
+    first, second = no_readings(run(Door(clock, fails_but_in_the_eighth_hour), hours=16))
+    assert first == soon_after(6)
+    assert 8 + 6 <= second <= 8 + 6 + 41 / 60
+
+
+ONCE = [
+    (None, 0.0, ""),
+    ("plugged in", 5.9, ""),
+    ("plugged in", 6.0, "No readings"),
+    ("full", 500.0, "No readings"),
+    ("charging", 1.3, ""),
+    ("charging", 1.4, "No word fro"),
+    ("charging", 26.0, "No readings"),
+]
+
+
+@pytest.mark.parametrize(("status", "age_hours", "message"), ONCE)
+def test_once_counts_from_the_last_reading_in_the_memory(
+    clock: Clock, status: Any, age_hours: float, message: str
+) -> None:
+    memory = Memory()
+    if status:
+        taken_s = clock.now_s - age_hours * HOUR_S
+        memory.last = Reading(60, taken_s=taken_s, status=status)
+    told = run(Door(clock, FAILED), once=True, memory=memory)
+    assert [text[:11] for text in told.told] == ([message] if message else [])
+
+
+def test_once_every_half_hour_tells_of_no_readings_once_a_day(clock: Clock) -> None:
+    memory = Memory(last=Reading(60, taken_s=clock.now_s, status="plugged in"))
+    told = Told(clock)
+    for _ in range(80):
+        run(Door(clock, FAILED), once=True, memory=memory, told=told)
+        clock.now_s += HOUR_S / 2 - 1
+    assert no_readings(told) == pytest.approx([6, 30], abs=0.51)
+
+
+# --- The phone and the memory ---------------------------------------------------------
 
 
 def test_phone_is_tried_again_while_waiting(clock: Clock, ntfy: Recorder) -> None:
     waiting = Message("NTFY_URL", News("full", "hello"), made_s=clock.now_s)
     waiting.next_try_s = clock.now_s + 300
-    memory = Memory(outbox=[waiting])
     door = Door(clock, IDLE)
-    run(door, minutes=7, memory=memory, ntfy_url=ntfy.url + "secret-topic")
+    run(door, hours=0.12, memory=Memory(outbox=[waiting]), ntfy=ntfy)
     assert ntfy.messages() == ["hello"] and len(door.polls_s) == 1
 
 
@@ -352,27 +506,30 @@ def test_phone_is_tried_again_while_bmw_is_asked_for_a_confirmed_code(
     clock: Clock, ntfy: Recorder
 ) -> None:
     news = News("sign-in", "confirm", good_until_s=clock.now_s + 300)
-    door = Door(clock, WaitingForOwner("", wait_s=5, news=news))
+    door = Door(clock, Trouble("", wait_s=5, news=news, is_for_owner=True))
     ntfy.answers = [says(503)]
-    run(door, minutes=3, ntfy_url=ntfy.url + "secret-topic")
+    run(door, hours=0.05, ntfy=ntfy)
     assert len(ntfy.requests) == 2 and ntfy.messages() == ["confirm"]
 
 
 def test_news_is_on_disk_before_anybody_hears_of_it(
-    clock: Clock, ntfy: Recorder, tmp_path: Path
+    clock: Clock, ntfy: Recorder, file: MemoryFile
 ) -> None:
-    memory = Memory("", "", path=tmp_path / ".i3charge.json")
+    memory = file.load("", "")
     seen = []
 
-    def look(handler: Any) -> None:
-        kept = i3charge.load_memory(tmp_path / ".i3charge.json", "", "")
-        seen.append((kept.session.is_on, [message.summary for message in kept.outbox]))
-        handler.reply(200)
+    def look(heard: Any) -> None:
+        kept = file.load("", "")
+        seen.append(("started" in kept.news_told_s, [each.summary for each in kept.outbox]))
+        if not isinstance(heard, News):
+            heard.reply(200, {"id": "taken"})
 
+    told: Any = Told(clock)
+    told.show = look
     ntfy.answers = [look]
-    url = ntfy.url + "secret-topic"
-    run(Door(clock, IDLE, CHARGING), minutes=60, memory=memory, ntfy_url=url)
-    assert seen == [(True, ["Charging from 60%"])]
+    door = Door(clock, IDLE, CHARGING)
+    run(door, 1, told=told, memory=memory, save=lambda: file.save(memory), ntfy=ntfy)
+    assert seen == [(True, ["Charging from 60%"])] * 2
 
 
 # --- A fault of our own ---------------------------------------------------------------
@@ -384,110 +541,196 @@ def fail(*_: Any) -> None:
     secret["another secret"]
 
 
-RISING = [Reading(40 + step, status="charging", source="BMW") for step in range(0, 60, 6)]
+def faults(messages: list[str]) -> int:
+    return sum(message.startswith("a fault in") for message in messages)
 
 
 def test_fault_is_said_with_its_place_and_without_its_text(
     clock: Clock, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log.set_level(logging.DEBUG, logger="i3charge")
-    monkeypatch.setattr(i3charge.ChargeWatch, "take", fail)
-    run(Door(clock, IDLE), minutes=1)
+    monkeypatch.setattr(i3charge.ChargeWatch, "observe", fail)
+    run(Door(clock, IDLE), hours=0.01)
     *frames, said = log.messages
     assert said.startswith("a fault in i3charge itself: KeyError in test_loop.py, line ")
-    assert "in guard" in frames[0] and frames[-1].endswith("in fail")
+    assert "in poll" in frames[0] and frames[-1].endswith("in fail")
     assert "secret" not in log.text
 
 
-@pytest.mark.parametrize("where", ["ChargeWatch.take", "Outbox._post", "held"])
-def test_fault_anywhere_in_the_round_is_told_once_and_the_next_poll_comes(
-    clock: Clock, ntfy: Recorder, monkeypatch: pytest.MonkeyPatch, where: str
+@pytest.mark.parametrize("where", ["observe", "next_poll_s"])
+def test_fault_in_the_poll_is_told_once_a_day_and_the_next_polls_come(
+    clock: Clock,
+    log: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    ntfy: Recorder,
+    where: str,
 ) -> None:
-    monkeypatch.setattr(f"i3charge.{where}", fail)
+    monkeypatch.setattr(i3charge.ChargeWatch, where, fail)
     door = Door(clock, IDLE, *RISING)
-    told = run(door, minutes=20 * 60, ntfy_url=ntfy.url + "secret-topic")
+    told = run(door, hours=20, ntfy=ntfy)
     assert len(door.polls_s) > 25
-    assert sum(message.startswith("a fault in") for message in told.told) == 1
+    assert faults(told.told) == faults(ntfy.messages()) == 1
+    assert faults(log.messages) < 40
 
 
-@pytest.mark.parametrize("where", ["write", "show"])
-def test_fault_in_the_log_or_on_the_desktop_is_told_once_on_the_phone(
-    clock: Clock, ntfy: Recorder, where: str
+# Steps of the loop beside the poll itself; `Told` is the log and the desktop.
+ELSEWHERE = [
+    "Loop.log_trouble",
+    "Loop.tell_silence",
+    "Loop.is_failing_for_long",
+    "Loop.forget_troubles",
+    "ChargeWatch.silence_news",
+    "Outbox.deliver",
+    "Outbox._deliver_to",
+    "Outbox._post",
+    "Told.write",
+    "Told.show",
+    "Told.set_title",
+]
+
+
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_fault_elsewhere_is_said_and_told_once_and_changes_no_schedule(
+    clock: Clock,
+    log: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    ntfy: Recorder,
+    where: str,
 ) -> None:
-    told: Any = Told()
-    setattr(told, where, fail)
-    door = Door(clock, IDLE, *RISING)
-    run(door, minutes=20 * 60, ntfy_url=ntfy.url + "secret-topic", told=told)
-    assert len(door.polls_s) > 25
-    assert sum(message.startswith("a fault in") for message in ntfy.messages()) == 1
+    # A code is asked for every five seconds, BMW fails for hours, and a charge ends that.
+    asks = [Trouble("", wait_s=5, is_for_owner=True)] * 20
+    does = [
+        IDLE,
+        *asks,
+        BROKEN,
+        *RISING[:3],
+        *[FAILED] * 8,
+        *RISING[3:],
+        *asks,
+        FAILED,
+        FAILED,
+        IDLE,
+    ]
+    undisturbed = Door(clock, *does)
+    run(undisturbed, hours=20)
+    log.clear()
+
+    owner, name = where.split(".")
+    monkeypatch.setattr({**vars(i3charge), "Told": Told}[owner], name, fail)
+    door = Door(clock, *does)
+    told = run(door, hours=20, ntfy=ntfy)
+    assert door.polls_s == undisturbed.polls_s and len(door.polls_s) > 60
+    assert faults(log.messages) == 1
+    assert max(faults(told.told), faults(ntfy.messages())) == 1
+
+
+def test_fault_is_told_again_after_a_day_but_not_after_a_reading(clock: Clock) -> None:
+    door = Door(clock, *[fail, IDLE] * 3, IDLE)
+    memory = Memory()
+    assert faults(run(door, hours=23, memory=memory).told) == 1
+    door = Door(clock, fail, IDLE)
+    clock.now_s += 2 * HOUR_S
+    assert faults(run(door, hours=3, memory=memory).told) == 1
 
 
 def test_fault_in_telling_does_not_delay_the_question_whether_a_code_was_confirmed(
     cardata: CarData, clock: Clock
 ) -> None:
-    told: Any = Told()
+    told: Any = Told(clock)
     told.show = fail
     cardata.pending, cardata.interval_s = 3, 5
-    memory = Memory(cardata.client_id, VIN)
+    memory = Memory(client_id=cardata.client_id, vin=VIN)
     door: Any = Client(cardata, memory).door
     door.clock, door.began_s = clock, clock.now_s
-    run(door, minutes=0.5, memory=memory, told=told)
+    run(door, hours=0.01, memory=memory, told=told)
     assert cardata.sign_ins == 1 and told.lines == 1
 
 
-def test_fault_on_the_desktop_does_not_keep_a_code_from_the_phone(
-    clock: Clock, ntfy: Recorder
+CODE = Trouble("", wait_s=5, news=News("sign-in", "confirm"), is_for_owner=True)
+
+
+@pytest.mark.parametrize(
+    ("where", "does", "message"),
+    [
+        ("write", [IDLE, CHARGING], "Charging from 60%"),
+        ("show", [IDLE, CHARGING], "Charging from 60%"),
+        ("show", [CODE], "confirm"),
+        ("set_title", [BROKEN], "have a look"),
+    ],
+)
+def test_fault_in_the_log_or_on_the_desktop_keeps_no_news_from_the_phone(
+    clock: Clock, ntfy: Recorder, where: str, does: list[Any], message: str
 ) -> None:
-    told: Any = Told()
-    told.show = fail
-    door = Door(clock, WaitingForOwner("", wait_s=5, news=News("sign-in", "confirm")))
-    run(door, minutes=1, ntfy_url=ntfy.url + "secret-topic", told=told)
-    assert ntfy.messages()[0] == "confirm"
-
-
-def test_fault_that_stays_fills_no_log(
-    clock: Clock, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, ntfy: Recorder
-) -> None:
-    monkeypatch.setattr(i3charge.Outbox, "_post", fail)
-    run(Door(clock, IDLE, CHARGING), minutes=10 * 60, ntfy_url=ntfy.url + "secret-topic")
-    assert 1 <= sum("a fault in" in message for message in log.messages) < 40
-
-
-@pytest.mark.parametrize("wait_s", [5, 60, None])
-def test_fault_that_comes_at_every_short_pause_is_said_at_the_growing_one(
-    clock: Clock, log: pytest.LogCaptureFixture, wait_s: float | None
-) -> None:
-    told: Any = Told()
-    told.set_title = fail
-    run(Door(clock, WaitingForOwner("", wait_s=wait_s)), minutes=5 * 60, told=told)
-    assert 6 <= sum("a fault in" in message for message in log.messages) <= 14
-
-
-def test_fault_in_planning_is_followed_by_the_growing_pause(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(i3charge.ChargeWatch, "plan_next_poll", fail)
-    door = Door(clock, IDLE)
-    run(door, minutes=60)
-    assert gaps(door) == [61, 121, 241, 481, 961]
+    told: Any = Told(clock)
+    setattr(told, where, fail)
+    run(Door(clock, *does), hours=1, told=told, ntfy=ntfy)
+    assert message in ntfy.messages()
 
 
 # --- How it ends ----------------------------------------------------------------------
 
+REFUSED = CannotGoOn("BMW refuses the sign-in", exit_status=1)
+
+
+def test_refused_sign_in_is_said_and_told_and_ends_it(
+    clock: Clock, log: pytest.LogCaptureFixture
+) -> None:
+    told = run(Door(clock, REFUSED))
+    assert (told.told, told.status) == (["BMW refuses the sign-in"], 1)
+    assert log.messages == ["BMW refuses the sign-in"]
+
 
 @pytest.mark.parametrize(
-    ("does", "status"), [(IDLE, 0), (FAILED, 1), (UNSENT, 1), (SignInRefused("no"), 1)]
+    ("does", "status"), [(IDLE, 0), (FAILED, 1), (UNSENT, 1), (SIGN_IN, 1), (REFUSED, 1), (fail, 1)]
 )
 def test_once_ends_with_its_poll(clock: Clock, does: Any, status: int) -> None:
     door = Door(clock, does)
-    told: Any = run(door, once=True)
+    told = run(door, once=True)
     assert (told.status, len(door.polls_s)) == (status, 1)
+
+
+@pytest.mark.parametrize(
+    "where", ["Told.write", "Told.show", "Loop.forget_troubles", "Outbox.deliver"]
+)
+def test_once_fails_with_its_poll_by_a_fault_of_ours(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    memory = Memory()
+    run(Door(clock, IDLE), once=True, memory=memory)
+    owner, name = where.split(".")
+    monkeypatch.setattr({**vars(i3charge), "Told": Told}[owner], name, fail)
+    clock.now_s += HOUR_S
+    door = Door(clock, CHARGING)
+    told = run(door, once=True, memory=memory)
+
+    assert (told.status, len(door.polls_s)) == (1, 1)
+
+
+def cannot_save() -> bool:
+    return False
+
+
+@pytest.mark.parametrize(
+    ("works", "save", "status"), [(True, saved, 0), (False, saved, 1), (True, cannot_save, 1)]
+)
+def test_once_fails_if_its_reading_is_not_logged_and_kept(
+    clock: Clock, works: bool, save: Callable[[], bool], status: int
+) -> None:
+    told = Told(clock)
+    told.works = works
+    assert run(Door(clock, IDLE), once=True, told=told, save=save).status == status
+
+
+def test_log_that_nobody_reads_any_more_ends_it_well(clock: Clock) -> None:
+    told = Told(clock)
+    told.is_unread = True
+    assert run(Door(clock, IDLE), told=told, save=cannot_save).status == 0
 
 
 def test_closed_pipe_ends_it_quietly_and_loses_no_news(
     portal: Portal, start: Start, ntfy: Recorder
 ) -> None:
-    portal.readings = [car("61.0"), car("70.0"), car("97.0", chargingTimeRemaining="5.0")]
+    portal.readings = [car("61.0"), car("97.0", chargingTimeRemaining="5.0")]
     reader, writer = os.pipe()
     settings = {**portal.settings(), "NTFY_URL": ntfy.url + "secret-topic"}
     script = start(settings=settings, stdout=writer)
@@ -495,14 +738,8 @@ def test_closed_pipe_ends_it_quietly_and_loses_no_news(
     os.read(reader, 1)
     os.close(reader)
     assert script.end() == 0
+    assert [text[:15] for text in ntfy.messages()] == ["Full in about 5"]
     assert script.stderr_with("Traceback") == script.stderr_with("Broken") == 0
-
-
-def test_nobody_reads_the_log_any_more_and_the_memory_cannot_be_written(clock: Clock) -> None:
-    told: Any = Told()
-    told.is_unread = True
-    memory = Memory(path=Path("/nowhere/.i3charge.json"))
-    assert run(Door(clock, IDLE), told=told, memory=memory).status == 0  # type: ignore[attr-defined]
 
 
 def test_log_that_cannot_be_written_is_said_once(portal: Portal, start: Start) -> None:

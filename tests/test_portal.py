@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
-from typing import Any
+import dataclasses
+import json
+import logging
+from datetime import datetime, timedelta, timezone
+from typing import Any, get_args
 from urllib.parse import parse_qs, quote
 
+import hypothesis
 import pytest
 from conftest import Start
-from fake_bmw import CLIENT_ID, PASSWORD, REDIRECT_URI, USERNAME, VIN, Answer, Handler, Portal, car
+from fake_bmw import (
+    CLIENT_ID,
+    PASSWORD,
+    REDIRECT_URI,
+    USERNAME,
+    VIN,
+    Answer,
+    Handler,
+    Portal,
+    car,
+    full_car,
+)
+from hypothesis import strategies as st
 
 import i3charge
-from i3charge import NoReading, Reading, SignInRefused
+from i3charge import CannotGoOn, Memory, Reading, Report, Trouble
 
 TOKEN = "secret+token/9="
-NOW = datetime(2018, 2, 27, 20, 0, tzinfo=timezone.utc)
+NOW = datetime(2018, 2, 27, 20, 0, tzinfo=timezone.utc)  # 21:00 in Amsterdam
+NOW_S = NOW.timestamp()
 
 
 def door_to(portal: Portal, **variables: str) -> i3charge.Portal:
-    settings = i3charge.load_settings({**portal.settings(), **variables}, [], "")
+    settings = i3charge.load_settings({**portal.settings(), **variables}, "portal", "")
     return i3charge.Portal(settings)
+
+
+def percent_in(report: Report) -> Any:
+    return {each.topic: each.value for each in report.observations}["percent"]
 
 
 @pytest.fixture
@@ -102,10 +123,10 @@ def test_useless_answer_to_a_login_is_no_refusal(
 ) -> None:
     portal.logins = [redirect(portal, login) if isinstance(login, str) else login, None]
     said = "login with a redirect that holds no token" if isinstance(login, str) else "HTTP"
-    with pytest.raises(NoReading, match=said):
+    with pytest.raises(Trouble, match=said):
         door.poll()
     assert portal.polls_seen() == []
-    assert door.poll().charge == 62
+    assert percent_in(door.poll()) == 62
 
 
 REFUSALS: dict[str, tuple[str, Any]] = {
@@ -114,20 +135,27 @@ REFUSALS: dict[str, tuple[str, Any]] = {
     "400": ("invalid_grant", lambda h: h.reply(400, {"error": "invalid_grant"})),
     "401": ("invalid_client", refuse),
     "403-page": ("HTTP 403", lambda h: h.reply(403, "<html>No</html>")),
+    "no-error": ("HTTP 401", lambda h: h.reply(401, {"error": None})),
+    "odd-error": ("HTTP 401", lambda h: h.reply(401, {"error": {"code": 4}})),
+    "other-state": ("denied", lambda h: h.reply(401, {"error": "denied", "state": "x"})),
 }
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_first_login_that_is_refused_is_the_last(
+def test_program_ends_if_the_first_login_is_refused(
     portal: Portal, door: i3charge.Portal, name: str
 ) -> None:
     said, login = REFUSALS[name]
     portal.logins = [redirect(portal, login) if isinstance(login, str) else login]
-    with pytest.raises(SignInRefused, match=rf"refuses the login \({said}\): check USERNAME"):
+    with pytest.raises(
+        CannotGoOn, match=rf"refuses the login \({said}\): check USERNAME"
+    ) as raised:
         door.poll()
+    assert raised.value.exit_status == 1
+    assert portal.polls_seen() == []
 
 
-def test_refused_login_ends_the_program_and_its_words_are_harmless(
+def test_reason_for_a_refused_login_is_printable_and_without_secrets(
     portal: Portal, start: Start
 ) -> None:
     error = quote(f"no {PASSWORD} for {USERNAME.upper()}\033[2J")
@@ -138,31 +166,29 @@ def test_refused_login_ends_the_program_and_its_words_are_harmless(
     assert len(portal.logins_seen()) == 1
 
 
-def test_third_refusal_in_a_row_is_the_last_of_a_login_that_has_worked(
-    portal: Portal, door: i3charge.Portal
-) -> None:
+def test_login_that_has_worked_is_tried_three_times(portal: Portal, door: i3charge.Portal) -> None:
     door.poll()
     portal.logins = [refuse]
     portal.readings = [portal.expire_token]
     for _ in range(2):
-        with pytest.raises(NoReading):
+        with pytest.raises(Trouble):
             door.poll()
-    with pytest.raises(SignInRefused):
+    with pytest.raises(CannotGoOn):
         door.poll()
 
 
 def test_one_login_serves_until_a_401(portal: Portal, door: i3charge.Portal) -> None:
     portal.readings = [car("61"), car("62"), portal.expire_token, car("63"), car("64")]
-    assert [door.poll().charge for _ in range(4)] == [61, 62, 63, 64]
+    assert [percent_in(door.poll()) for _ in range(4)] == [61, 62, 63, 64]
     assert len(portal.logins_seen()) == 2
 
 
 @pytest.mark.parametrize(("interval_ms", "wait_s"), [("50", 600), ("7200000", 7200)])
-def test_new_token_that_is_refused_too_means_a_long_pause(
+def test_new_token_that_is_also_refused_means_a_long_pause(
     portal: Portal, interval_ms: str, wait_s: float
 ) -> None:
     portal.readings = [portal.expire_token]
-    with pytest.raises(NoReading, match="does not accept the access token") as raised:
+    with pytest.raises(Trouble, match="does not accept the access token") as raised:
         door_to(portal, LOG_INTERVAL=interval_ms).poll()
     assert raised.value.wait_s == wait_s
     assert len(portal.logins_seen()) == 2
@@ -174,47 +200,64 @@ def test_new_token_that_is_refused_too_means_a_long_pause(
         (lambda h: h.reply(403), r"does not show this car \(HTTP 403\); check VEHICLE_ID"),
         (lambda h: h.reply(404), r"does not show this car \(HTTP 404\); check VEHICLE_ID"),
         (lambda h: h.reply(503, "<html>"), "127.0.0.1 is out of order .* the car's status"),
-        (lambda h: h.reply(200, {"attributesMap": []}), "holds no charge"),
-        (lambda h: h.reply(200, car(None, soc_hv_percent="57.1")), "holds no charge"),
-        (lambda h: h.reply(200, car("150.0")), "holds no charge"),
+        (lambda h: h.reply(200), "127.0.0.1 gave no useful answer .* the car's status"),
+        (lambda h: h.reply(200, {"attributesMap": []}), "gave no useful answer"),
+        (lambda h: h.reply(202, car()), "gave no useful answer"),
     ],
 )
-def test_answer_of_no_use_is_no_reading(
+def test_useless_answer_is_a_trouble(
     portal: Portal, door: i3charge.Portal, answer: Answer, said: str
 ) -> None:
     portal.readings = [answer]
-    with pytest.raises(NoReading, match=said):
+    with pytest.raises(Trouble, match=said):
         door.poll()
 
 
 # --- What the car says ----------------------------------------------------------------
 
 
-def reading(charge: str, **attributes: str) -> Reading:
-    door = i3charge.Portal(i3charge.Settings())
-    found = door.reading_in({"chargingLevelHv": charge, **attributes}, NOW.timestamp())
-    assert found
-    return i3charge.held(found, None, i3charge.ChargingSession())
+def stamp(when: datetime) -> str:
+    return f"{when:%d.%m.%Y %H:%M:%S} UTC"
+
+
+class Played:
+    """What an owner sees and hears of reports, one after the other."""
+
+    def __init__(self) -> None:
+        self.watch = i3charge.ChargeWatch(Memory(), 0, 60)
+        self.told: list[tuple[i3charge.Kind, str]] = []
+
+    def show(self, answer: dict[str, Any], now: datetime) -> Reading:
+        report = i3charge.portal_report_in(answer["attributesMap"], now.timestamp())
+        reading, news = self.watch.observe(report)
+        self.told += [(each.kind, each.message) for each in news]
+        return reading
+
+
+def reading(charge: object, **attributes: object) -> Reading:
+    """The reading of a report with these attributes alone."""
+    return Played().show({"attributesMap": {"chargingLevelHv": charge, **attributes}}, NOW)
 
 
 def test_recorded_car_that_charges_at_100_percent() -> None:
-    reported_s = datetime(2018, 2, 26, 7, 19, 59, tzinfo=timezone.utc).timestamp()
-    found = reading(
-        "100.0",
-        soc_hv_percent="93.8",
-        chargingHVStatus="CHARGING",
-        charging_status="CHARGINGACTIVE",
-        chargingSystemStatus="CHARGINGACTIVE",
-        connectorStatus="CONNECTED",
-        chargingTimeRemaining="10.0",
-        beRemainingRangeElectric="32.0",
-        unitOfLength="km",
-        updateTime="26.02.2018 07:19:59 UTC",
-    )
-    assert (found.percent, found.status, found.plugged) == ("100%", "charging", True)
-    assert (found.range, found.range_unit, found.reported_s) == (32, "km", reported_s)
-    assert found.full_at_s == reported_s + 600
-    assert (found.status_s, found.plugged_s) == (0, 0)  # or each report were another plug
+    reported = datetime(2018, 2, 26, 7, 19, 59, tzinfo=timezone.utc)
+    attributes = {
+        "chargingLevelHv": "100.0",
+        "soc_hv_percent": "93.8",
+        "chargingHVStatus": "CHARGING",
+        "charging_status": "CHARGINGACTIVE",
+        "chargingSystemStatus": "CHARGINGACTIVE",
+        "connectorStatus": "CONNECTED",
+        "chargingTimeRemaining": "10.0",
+        "beRemainingRangeElectric": "32.0",
+        "unitOfLength": "km",
+        "updateTime": "26.02.2018 07:19:59 UTC",
+    }
+    found = Played().show({"attributesMap": attributes}, reported + timedelta(minutes=1))
+    assert (found.percent_text, found.status, found.plugged) == ("100%", "charging", True)
+    assert (found.range, found.range_unit) == (32, "km")
+    assert found.reported_s == reported.timestamp()
+    assert found.full_at_s == reported.timestamp() + 600
 
 
 @pytest.mark.parametrize(("charge", "status"), [("100.0", "full"), ("80.0", "unplugged")])
@@ -243,26 +286,133 @@ def test_recorded_car_that_is_unplugged(charge: str, status: str) -> None:
         ({"chargingHVStatus": "WAITING_FOR_CHARGING"}, "waiting"),
         ({"chargingHVStatus": "ERROR"}, "error"),
         ({"charging_status": "CHARGINGACTIVE"}, "charging"),
+        ({"charging_status": "CHARGINGACTIVE", "chargingHVStatus": "NOT_CHARGING"}, "charging"),
         ({"charging_status": "NOCHARGING", "chargingHVStatus": "INVALID"}, "plugged in"),
+        ({"charging_status": "NOCHARGING", "connectorStatus": None}, "not charging"),
         ({"charging_status": "CHARGINGACTIVE", "connectorStatus": "DISCONNECTED"}, "unplugged"),
-        ({}, "unknown"),
+        ({"connectorStatus": None}, "unknown"),
     ],
 )
-def test_words_of_the_portal(attributes: dict[str, str], status: str) -> None:
+def test_keywords_of_the_portal(attributes: dict[str, Any], status: str) -> None:
     assert reading("62.0", **{"connectorStatus": "CONNECTED", **attributes}).status == status
 
 
-def test_charge_is_shown_as_it_is_however_old() -> None:
+def test_percentage_is_shown_as_it_is_however_old() -> None:
     found = reading(
         "62.0",
         charging_status="CHARGINGACTIVE",
         chargingTimeRemaining="90.0",
         updateTime="27.02.2018 19:00:00 UTC",
     )
-    assert (found.percent, found.full_at_s) == ("62%", NOW.timestamp() + 1800)
+    assert (found.percent_text, found.full_at_s) == ("62%", NOW_S + 1800)
 
 
 @pytest.mark.parametrize("unit", ["mls", "km"])
 def test_range_is_in_the_owners_unit(unit: str) -> None:
     found = reading("62.0", beRemainingRangeElectric="63.0", unitOfLength=unit)
     assert (found.range, found.range_unit) == (63, unit.replace("mls", "mi"))
+
+
+def test_minutes_count_from_the_time_of_a_report_that_is_25_minutes_old() -> None:
+    played = Played()
+    rest = {"charging_status": "NOCHARGING", "chargingTimeRemaining": None}
+    for minute in range(120):  # it begins in the 10th, and is full in the 100th
+        at = NOW + timedelta(minutes=minute)
+        answer = car(f"{10 + minute * 0.9:.1f}", chargingTimeRemaining=f"{100 - minute}")
+        if minute < 10:
+            answer = car("19.0", **rest)
+        if minute >= 100:
+            answer = full_car()
+        answer["attributesMap"]["updateTime"] = stamp(at)
+        found = played.show(answer, at + timedelta(minutes=25))
+        assert i3charge.text_line(found, "%H:%M").endswith("  car: 25 min ago")
+        assert (found.predicted, found.full_at_s) == (
+            False,
+            NOW_S + 100 * 60 if 10 <= minute < 100 else 0,
+        )
+    assert [each for each in played.told if each[0] != "step"] == [
+        ("started", "Charging from 19%, full about 22:40"),
+        ("soon", "Full in about 10 min, at 22:40"),
+        ("full", "Fully charged: 19 → 100% in 1 h 30 min."),
+    ]
+
+
+def test_report_that_is_repeated_grows_old() -> None:
+    played = Played()
+    answer = car("62.0", chargingTimeRemaining="90", updateTime=stamp(NOW))
+    for minute in range(25, 75):
+        found = played.show(answer, NOW + timedelta(minutes=minute))
+        line = i3charge.text_line(found, "%H:%M")
+        age = f"{minute} min" if minute < 60 else i3charge.duration(minute * 60)
+        assert line.endswith(f" 62%  charging    101 km  full 22:30  car: {age} ago")
+    assert played.told == []
+
+
+def test_each_new_report_is_no_other_plug() -> None:
+    """The plug and the status have no times of their own."""
+    played = Played()
+    for minute in range(0, 400, 40):
+        at = NOW + timedelta(minutes=minute)
+        answer = full_car(chargingTimeRemaining="0.0", updateTime=stamp(at))
+        assert played.show(answer, at).status == "full"
+    assert played.told == [("still", "Full since 21:00, and still plugged in")]
+
+
+# --- Values of any kind ---------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+# What is no value of any attribute: of a wrong type, out of range, or not a word of BMW's.
+JUNK = st.one_of(
+    st.none() | st.booleans() | st.lists(JSON) | st.dictionaries(st.text(), JSON),
+    st.sampled_from(["", "INVALID", "-1", "1e1", "٣", "9" * 5000, "99.99.9999 99:99:99 UTC"]),
+    st.floats(max_value=-0.1) | st.sampled_from([float("nan"), float("inf"), 1e300, 10**30]),
+)
+NAMES = sorted(car()["attributesMap"])
+WORDS = [*i3charge.STATUS_OF_WORD, "CONNECTED", "DISCONNECTED", "62.0", "100.0", "km", "mls"]
+STAMPS = ["27.02.2018 19:59:03 UTC", "01.01.0001 00:00:00 UTC", "31.12.9999 23:59:59 UTC"]
+ANSWERS = st.dictionaries(
+    st.sampled_from(NAMES) | st.text(), JSON | st.sampled_from(WORDS + STAMPS)
+)
+
+
+@hypothesis.given(st.sampled_from(NAMES), JUNK)
+def test_bad_value_is_left_out_and_the_rest_counts(name: str, value: object) -> None:
+    whole = car(charging_status="CHARGINGPAUSED", updateTime=stamp(NOW))["attributesMap"]
+    without = {each: whole[each] for each in whole if each != name}
+    expected = i3charge.portal_report_in(without, NOW_S)
+    if name == "unitOfLength" and isinstance(value, str) and value:
+        expected = dataclasses.replace(expected, range=None)  # of an unknown unit
+    assert i3charge.portal_report_in({**whole, name: value}, NOW_S) == expected
+
+
+@hypothesis.given(st.lists(ANSWERS, max_size=4))
+def test_any_answers_are_sane_readings_or_a_trouble(answers: list[dict[str, Any]]) -> None:
+    played = Played()
+    for minute, attributes in enumerate(answers):
+        try:
+            found = played.show({"attributesMap": attributes}, NOW + timedelta(minutes=minute))
+        except Trouble as trouble:
+            assert "holds no charge between 0 and 100" in str(trouble)
+            continue
+        assert 0 <= found.percent <= 100
+        assert found.status in get_args(i3charge.Status)
+        assert i3charge.text_line(found, "%H:%M").isprintable()
+        json.loads(i3charge.json_line(found))
+
+
+def test_answer_of_any_shape_fails_no_poll(
+    portal: Portal, door: i3charge.Portal, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As it comes over the network, with what --verbose logs of it."""
+    caplog.set_level(logging.DEBUG, logger="i3charge")
+    bad: list[Any] = [None, True, -1, 1e400, float("nan"), "\ud800\n", [[]], {"a": {}}, "9" * 5000]
+    portal.readings = [
+        {"attributesMap": {**dict.fromkeys(NAMES, each), "chargingLevelHv": "61"}} for each in bad
+    ]
+    for _ in bad:
+        assert percent_in(door.poll()) == 61
+    assert all(line.isprintable() for line in caplog.messages)

@@ -1,7 +1,8 @@
-"""The settings: where they come from, and all that is wrong with them, said in one go."""
+"""The settings: where they come from, and all problems with them, reported at once."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import shutil
@@ -10,39 +11,42 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from conftest import ROOT, SCRIPT, Script, Start, write_settings
 from fake_bmw import PASSWORD, USERNAME, VIN, Portal
+from fake_cardata import saved
+from hypothesis import strategies as st
 
 import i3charge
-from i3charge import CannotStart, Settings
+from i3charge import CannotGoOn, Settings
 
-CARDATA = list(i3charge.REQUIRED_SETTINGS)
+CARDATA = ["CARDATA_CLIENT_ID", "VEHICLE_IDENTIFICATION_NUMBER"]
 PORTAL = ["USERNAME", "PASSWORD", "AUTH_CLIENT_ID", "VEHICLE_IDENTIFICATION_NUMBER"]
 CANARY = "xyzzy plugh"
 Log = pytest.LogCaptureFixture
 
 
 def good(names: list[str], **variables: str) -> dict[str, str]:
-    """What is required at a door, with other values where there are any."""
+    """What a door requires, with other values if there are any."""
     required = {**dict.fromkeys(names, "owner"), "VEHICLE_IDENTIFICATION_NUMBER": VIN}
     return {**required, **variables}
 
 
 def load(variables: dict[str, str]) -> Settings:
-    return i3charge.load_settings(variables, [], "the advice")
+    return i3charge.load_settings(variables, i3charge.door_for(variables), "the advice")
 
 
 def problems(variables: dict[str, str]) -> list[str]:
     try:
         load(variables)
-    except CannotStart as problem:
-        return problem.lines
+    except CannotGoOn as problem:
+        return list(problem.lines)
     return []
 
 
 def said(stderr: list[str]) -> list[str]:
-    """Without the time of day."""
+    """The lines without the time of day."""
     return [line.split("  ", 1)[1] for line in stderr]
 
 
@@ -66,7 +70,7 @@ def test_value_in_the_file_wins_over_the_environment(start: Start, portal: Porta
     assert script.end() == 0
     form = portal.logins_seen()[0].form
     assert (form["username"], form["password"]) == (USERNAME, PASSWORD)
-    # Of the names in the environment, none is ours to judge.
+    # Names in the environment are not checked.
     assert script.stderr_with("NTFY_TOPIC is not a setting of i3charge") == 1
     assert script.stderr_with("is not a setting") == 1
 
@@ -109,7 +113,7 @@ def test_dot_env_is_the_one_beside_the_script(
 
 
 @pytest.mark.parametrize("content", ["", "CARDATA_CLIENT_ID=x\n"])
-def test_file_that_is_empty_or_incomplete_is_named(start: Start, file: Path, content: str) -> None:
+def test_incomplete_file_is_named(start: Start, file: Path, content: str) -> None:
     file.write_text(content)
     script = start("--env-file", str(file))
     assert script.end() == 2
@@ -117,17 +121,17 @@ def test_file_that_is_empty_or_incomplete_is_named(start: Start, file: Path, con
     assert "--demo needs no account" in script.stderr[-1]
 
 
-def test_empty_value_in_the_file_wins_and_is_named(
-    start: Start, portal: Portal, file: Path
+@pytest.mark.parametrize(
+    ("emptied", "missing"),
+    [(["PASSWORD", "AUTH_CLIENT_ID"], "CARDATA_CLIENT_ID"), (["PASSWORD"], "PASSWORD")],
+)
+def test_empty_value_in_the_file_wins_over_the_environment(
+    start: Start, portal: Portal, emptied: list[str], missing: str
 ) -> None:
-    write_settings(file, {**portal.settings(), "PASSWORD": "", "AUTH_CLIENT_ID": ""})
-    script = start("--once", "--env-file", str(file), extra_env={"PASSWORD": PASSWORD})
+    settings = {**portal.settings(), **dict.fromkeys(emptied, "")}
+    script = start("--once", settings=settings, extra_env={"PASSWORD": PASSWORD})
     assert script.end() == 2
-    assert script.stderr_with("CARDATA_CLIENT_ID is missing or empty") == 1
-    write_settings(file, {**portal.settings(), "PASSWORD": ""})
-    script = start("--once", "--env-file", str(file), extra_env={"PASSWORD": PASSWORD})
-    assert script.end() == 2
-    assert script.stderr_with("PASSWORD is missing or empty (it is empty in the file)") == 1
+    assert script.stderr_with(f"{missing} is missing or empty") == 1
 
 
 # --- The door -------------------------------------------------------------------------
@@ -162,25 +166,39 @@ def test_what_is_required_is_enough() -> None:
     assert (portal.client_id, cardata.username) == ("", "")
 
 
+@pytest.mark.parametrize("name", i3charge.ALL)
+def test_each_door_reads_its_own_settings_only(name: i3charge.DoorName) -> None:
+    """A leftover of another door is no problem. The demo needs no setting at all."""
+    required = {"CarData": good(CARDATA), "portal": good(PORTAL), "demo": {}}
+    unread = [
+        each.metadata["name"]
+        for each in dataclasses.fields(Settings)
+        if name not in each.metadata["doors"]
+    ]
+    assert unread
+    others = {**dict.fromkeys(unread, CANARY), **required[name]}
+    plain = i3charge.load_settings(required[name], name, "")
+    assert i3charge.load_settings(others, name, "") == plain
+    with pytest.raises(CannotGoOn, match="NTFY_URL should be an address"):
+        i3charge.load_settings({**others, "NTFY_URL": "ntfy"}, name, "")
+
+
 @pytest.mark.parametrize("is_bmws", [True, False])
 def test_owner_of_old_settings_hears_that_bmw_has_closed_this_door(
-    start: Start, portal: Portal, tmp_path: Path, is_bmws: bool
+    portal: Portal, log: Log, is_bmws: bool
 ) -> None:
-    settings = portal.settings()
+    variables = portal.settings()
     if is_bmws:
-        del settings["AUTH_BASE_URL"]
-    lock = i3charge.lock_memory(tmp_path / ".i3charge-i3.env.json")
-    assert lock  # so that it ends before it asks BMW
-    script = start(settings=settings)
-    assert script.end() == 1
-    lock.close()
-    assert script.stderr_with("BMW has closed this door, the ConnectedDrive portal") == is_bmws
+        del variables["AUTH_BASE_URL"]
+    i3charge.open_door("portal", load(variables), i3charge.Memory(), saved, once=True)
+    closed = "BMW has closed this door, the ConnectedDrive portal"
+    assert [line.startswith(closed) for line in log.messages] == [True] * is_bmws
 
 
-# --- All in one go --------------------------------------------------------------------
+# --- All at once ----------------------------------------------------------------------
 
 
-def test_all_that_is_wrong_is_said_in_one_go_and_nothing_is_sent(
+def test_all_problems_are_reported_at_once_and_nothing_is_sent(
     start: Start, portal: Portal
 ) -> None:
     wrong = {
@@ -213,13 +231,16 @@ def test_all_that_is_wrong_is_said_in_one_go_and_nothing_is_sent(
         ("NOTIFY_URL", "NTFY_URL"),
     ],
 )
-def test_name_that_is_almost_one_of_ours_is_an_error(name: str, meant: str) -> None:
-    assert i3charge.check_names([name]) == [f"{name} is not a setting; did you mean {meant}?"]
+def test_misspelt_name_is_an_error(name: str, meant: str) -> None:
+    with pytest.raises(CannotGoOn) as raised:
+        i3charge.load_settings(good(CARDATA), "CarData", "", [name])
+    assert raised.value.lines == (f"{name} is not a setting; did you mean {meant}?",)
 
 
 @pytest.mark.parametrize("name", ["NTFY_TOPIC", "VIN", "DATABASE_URL"])
-def test_any_other_name_that_is_none_of_ours_has_a_line(name: str, log: Log) -> None:
-    assert i3charge.check_names([name, *i3charge.SETTING_NAMES]) == []
+def test_any_other_unknown_name_is_a_warning(name: str, log: Log) -> None:
+    names = [name, *i3charge.SETTING_NAMES]
+    i3charge.load_settings(good(CARDATA), "CarData", "", names)
     assert log.messages == [f"{name} is not a setting of i3charge"]
 
 
@@ -250,7 +271,7 @@ def test_vin(vin: str, problem: str) -> None:
 @pytest.mark.parametrize(
     "value", ["a minute", "-60000", "0", "1e3", "60000.5", "60 000", "6\uff10", "9" * 5000]
 )
-def test_interval_that_is_no_sensible_whole_number_is_refused(value: str) -> None:
+def test_interval_is_a_sensible_whole_number(value: str) -> None:
     (line,) = problems(good(CARDATA, LOG_INTERVAL=value))
     assert line.startswith("LOG_INTERVAL should be a whole number of milliseconds")
 
@@ -266,7 +287,7 @@ def test_interval_that_is_no_sensible_whole_number_is_refused(value: str) -> Non
         (PORTAL, "http://[::1]", "1", 0.001, ""),
     ],
 )
-def test_short_interval_is_raised_with_one_line_but_not_for_a_simulated_bmw(
+def test_short_interval_is_raised_but_not_for_a_simulated_bmw(
     names: list[str], url: str, value: str, interval_s: float, raised: str, log: Log
 ) -> None:
     name = "CARDATA_BASE_URL" if names == CARDATA else "CONNECTED_DRIVE_BASE_URL"
@@ -288,7 +309,7 @@ def test_short_interval_is_raised_with_one_line_but_not_for_a_simulated_bmw(
         ("x", None),
     ],
 )
-def test_charge_of_the_owners_own(value: str, goal: float | None) -> None:
+def test_percentage_of_the_owners_own(value: str, goal: float | None) -> None:
     variables = good(CARDATA, NOTIFY_AT=value)
     if goal is None:
         assert problems(variables) == ["NOTIFY_AT should be a whole number from 1 to 99"]
@@ -328,19 +349,18 @@ STRAYS = {
         (PORTAL, "USERNAME", f"{CANARY[:5]}{{}}@x.example"),
     ],
 )
-def test_character_that_was_copied_along_is_named_but_not_the_value(
+def test_stray_character_is_reported_without_the_value(
     names: list[str], name: str, value: str, stray: str
 ) -> None:
     (line,) = problems(good(names, **{name: value.format(stray)}))
-    strayed = f"a stray character ({STRAYS[stray]}), perhaps copied with it"
-    assert line == f"{name} holds {strayed}: type it anew"
+    assert line == f"{name} holds a stray character: type it anew"
 
 
 def test_password_may_hold_any_character() -> None:
     assert load(good(PORTAL, PASSWORD="\u201cp\u00a0w\u201d")).password == "\u201cp\u00a0w\u201d"
 
 
-def test_client_id_is_in_lower_case_where_it_is_a_uuid() -> None:
+def test_client_id_is_in_lower_case_if_it_is_a_uuid() -> None:
     uuid = " ABCDEF01-2345-6789-ABCD-EF0123456789 "
     assert load(good(CARDATA, CARDATA_CLIENT_ID=uuid)).client_id == uuid.strip().lower()
     assert load(good(CARDATA, CARDATA_CLIENT_ID="Not-a-UUID")).client_id == "Not-a-UUID"
@@ -384,6 +404,37 @@ def test_own_addresses_may_be_plain() -> None:
         assert first_words(problems(good(CARDATA, WEBHOOK_URL=url))) == ["WEBHOOK_URL"]
 
 
+@pytest.mark.parametrize(
+    ("beginning", "is_address"),
+    [
+        ("https://me:hasło", True),
+        ("http://me:пароль", True),
+        ("https://me:%23%2F%3F%5B", True),
+        ("https://me:p@ss", True),
+        ("https://me", True),
+        ("https://me:pa#ss", False),
+        ("http://me:pa/ss", False),
+        ("https://me:pa?ss", False),
+        ("https://me:pa[ss", False),
+        ("http://me:pa]ss", False),
+        ("HTTPS://me:pa#ss", False),
+    ],
+)
+@pytest.mark.parametrize("name", ["NTFY_URL", "WEBHOOK_URL"])
+def test_password_in_ones_own_address_is_percent_encoded(
+    name: str, beginning: str, is_address: bool
+) -> None:
+    encoded = "a password in it has to be percent-encoded: # is %23, / is %2F"
+    expected = [] if is_address else [f"{name} is no address: {encoded}"]
+    url = f"{beginning}@host.example/topic"
+    assert problems(good(CARDATA, **{name: url})) == expected
+
+
+def test_at_sign_in_an_address_stays_as_it_is() -> None:
+    url = "https://api.telegram.org/bot1:secret/sendMessage?chat_id=@channel#@"
+    assert load(good(CARDATA, WEBHOOK_URL=url)).webhook_url == url
+
+
 @pytest.mark.parametrize("url", ["https://ntfy.sh", "http://ntfy.sh//"])
 def test_ntfy_without_a_topic_is_refused(url: str) -> None:
     (line,) = problems(good(CARDATA, NTFY_URL=url))
@@ -391,24 +442,45 @@ def test_ntfy_without_a_topic_is_refused(url: str) -> None:
     assert problems(good(CARDATA, NTFY_URL=f"{url}/t", WEBHOOK_URL=url)) == []
 
 
+ADDRESS_PARTS = ["https://", "http://", "//", "me:", "@", "[", "]", "::1", "#", "?", "%", " ", "é"]
+
+
+@hypothesis.given(
+    st.sampled_from(dataclasses.fields(Settings)),
+    st.text() | st.lists(st.sampled_from(ADDRESS_PARTS) | st.text(max_size=2)).map("".join),
+    st.text() | st.sampled_from(ADDRESS_PARTS),
+)
+def test_any_value_is_accepted_or_gets_one_line_without_it(
+    field: dataclasses.Field[Any], before: str, after: str
+) -> None:
+    name, doors = field.metadata["name"], field.metadata["doors"]
+    variables = {**good([*CARDATA, *PORTAL]), name: before + CANARY + after}
+    try:
+        i3charge.load_settings(variables, doors[0], "")
+    except CannotGoOn as problem:
+        (line,) = problem.lines
+        assert line.startswith(f"{name} ")
+        assert CANARY not in line
+
+
 # --- The file -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", [None, "folder", b"X='w\xf6rd'\n", "X='x'".encode("utf-16")])
-def test_file_that_is_of_no_use_is_named(tmp_path: Path, content: Any) -> None:
+def test_unreadable_file_is_named(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "own.env"
     if content == "folder":
         path.mkdir()
     elif content:
         path.write_bytes(content)
-    with pytest.raises(CannotStart) as raised:
+    with pytest.raises(CannotGoOn) as raised:
         i3charge.read_settings_file(path)
     (line,) = raised.value.lines
     assert line.startswith(f"{path} cannot be read: ")
     assert ("UTF-8" in line) == isinstance(content, bytes)
 
 
-def test_lines_that_are_no_settings_are_named_by_their_numbers(
+def test_malformed_lines_are_named_by_their_numbers(
     start: Start, portal: Portal, file: Path
 ) -> None:
     file.write_text(f"USERNAME=x\nPASSWORD='{CANARY}\nLOG_INTERVAL=1\n\n# X\n\nhunter2\n")
@@ -420,14 +492,14 @@ def test_lines_that_are_no_settings_are_named_by_their_numbers(
     assert CANARY not in script.output and "hunter2" not in script.output
 
 
-@pytest.mark.parametrize(("mode", "is_warned_of"), [(0o600, 0), (0o700, 0), (0o640, 1), (0o602, 1)])
-def test_file_that_others_can_read_or_write_is_warned_of(
-    tmp_path: Path, mode: int, is_warned_of: int, log: Log
+@pytest.mark.parametrize(("mode", "warnings"), [(0o600, 0), (0o700, 0), (0o640, 1), (0o602, 1)])
+def test_file_that_others_can_read_or_write_gets_a_warning(
+    tmp_path: Path, mode: int, warnings: int, log: Log
 ) -> None:
     file = write_settings(tmp_path / "my own.env", {})
     file.chmod(mode)
     i3charge.read_settings_file(file)
-    assert len(log.messages) == is_warned_of
+    assert len(log.messages) == warnings
     for line in log.messages:
         subprocess.run(shlex.split(line[line.index("chmod ") :]), check=True)
     log.clear()
@@ -435,40 +507,70 @@ def test_file_that_others_can_read_or_write_is_warned_of(
     assert log.messages == []  # the command in the warning mends it
 
 
-def test_what_is_no_file_is_not_warned_of(log: Log) -> None:
+def test_pipe_or_device_gets_no_warning(log: Log) -> None:
     """As in --env-file <(pass show i3charge)."""
     assert i3charge.read_settings_file(Path("/dev/null")) == {}
     assert log.messages == []
 
 
-# --- What is written of them ----------------------------------------------------------
+# --- The texts about them -------------------------------------------------------------
 
 
-def test_example_names_all_settings() -> None:
-    names = re.findall(r"^#?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
-    assert sorted(names) == sorted(i3charge.SETTING_NAMES)
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_example_explains_all_settings() -> None:
+    explained = []
+    for block in text_of(".env.example").split("\n\n"):
+        has_comment = False
+        for line in block.splitlines():
+            found = re.match("#?([A-Z_]+)=", line)
+            has_comment = has_comment or (not found and line.startswith("# "))
+            if found:
+                assert has_comment, line
+                explained.append(found[1])
+    assert sorted(explained) == sorted(i3charge.SETTING_NAMES)
 
 
 @pytest.mark.parametrize("names", [CARDATA, PORTAL])
 def test_defaults_in_the_example_are_those_of_the_code(names: list[str]) -> None:
-    text = (ROOT / ".env.example").read_text()
+    text = text_of(".env.example")
     defaults = dict(re.findall(r"^#([A-Z_]+_URI|[A-Z_]+_URL)=(\S+)", text, re.MULTILINE))
     assert len(defaults) == 5
     assert load(good(names, **defaults)) == load(good(names))
 
 
-def test_readme_names_all_settings() -> None:
-    names = re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`", (ROOT / "README.md").read_text())
-    assert set(i3charge.SETTING_NAMES) <= set(names)
+def test_readme_explains_all_settings() -> None:
+    text = text_of("README.md")
+    assert set(i3charge.SETTING_NAMES) <= set(re.findall("`([A-Z]+(?:_[A-Z]+)*)`", text))
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (\w[^|]+) \| (\w[^|]*) \|$", text, re.MULTILINE)
+    required = {name for name, _, default in rows if default == "required"}
+    assert required == set(CARDATA)
+    of_every_day = {"NTFY_URL", "WEBHOOK_URL", "NOTIFY_AT", "LOG_INTERVAL"}
+    assert {name for name, _, _ in rows} == required | of_every_day
 
 
-def test_help_is_the_manual(start: Start) -> None:
+def test_manual_explains_all_settings() -> None:
+    explained = re.findall(r"^  ([A-Z_]+)  +\w.+", i3charge.MANUAL, re.MULTILINE)
+    assert sorted(explained) == sorted(i3charge.SETTING_NAMES)
+
+
+def test_default_interval_is_the_same_everywhere() -> None:
+    milliseconds = f"{i3charge.PACES['CarData'].default_s * 1000:.0f}"
+    for text in (i3charge.MANUAL, text_of("README.md"), text_of(".env.example")):
+        assert re.search(rf"LOG_INTERVAL\W.*\b{milliseconds}\b", text)
+    portal = i3charge.PACES["portal"]
+    shown = f"{portal.default_s * 1000:.0f} (a minute), {portal.least_s * 1000:.0f} at the least"
+    assert f"LOG_INTERVAL is {shown}" in text_of(".env.example")
+
+
+def test_help_shows_the_manual(start: Start) -> None:
     script = start("--help", extra_env={"COLUMNS": "80"})
     assert script.end() == 0
     text = "\n".join(script.stdout)
     assert max(map(len, script.stdout)) <= 80
-    for name in i3charge.SETTING_NAMES:
-        assert re.search(rf"^  {name}  +\S", text, re.MULTILINE)
+    assert i3charge.MANUAL.rstrip() in text
     for option in ("--once", "--json", "--demo", "--env-file", "--verbose", "--version"):
         assert option in text
     for words in (".i3charge.json", "exit status:", "130", "143", "examples:"):
