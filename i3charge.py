@@ -17,10 +17,11 @@ Settings come from `.env` beside this file and from the environment. State that 
 survive a restart (the sign-in, what the car has said, undelivered messages) is kept in
 `.i3charge.json` beside the settings file.
 
-The code follows the data from top to bottom: settings, memory, HTTP requests, the doors
-(BMW's APIs), the observations in their answers, the car's stays, the reading, the news,
-the next poll, the log, notifications, the main loop, the command line, and the demo's
-simulated car.
+The code follows the data from top to bottom: the settings, what flows (observations,
+readings, news), the memory, HTTP requests, the doors through which observations come in
+(BMW's APIs), the car's stays, the reading, the news, the watch that knows what was told
+and when to poll next, the log, notifications, the main loop, the command line, and the
+demo's simulated car.
 """
 
 from __future__ import annotations
@@ -355,6 +356,8 @@ def is_loopback(url: str) -> bool:
 
 
 # --- Observations, readings and news --------------------------------------------------
+CLOCK_ERROR_S = DAY_S  # a timestamp farther in the future is not usable
+
 # Of several observations with the same time, this is also the order of events.
 Topic = Literal[
     "plug", "percent", "displayed", "status", "hv_status", "full_at", "reason", "predicted"
@@ -387,6 +390,54 @@ Status = Literal[
     "unknown"
 ]  # fmt: skip
 ACTIVE = ("charging", "waiting")
+
+# What the keywords of charging.status and hvStatus mean to the owner. They do not say
+# whether an ended charge has filled the car; the percentage does.
+STATUS_OF_WORD: dict[str, Status] = {
+    "CHARGINGACTIVE": "charging",
+    "CHARGING": "charging",
+    "CHARGINGPAUSED": "waiting",
+    "CHARGINGINTERRUPTED": "waiting",
+    "CHARGINGDISRUPTED": "waiting",
+    "INITIALIZATION": "waiting",
+    "WAITING_FOR_CHARGING": "waiting",
+    "CHARGINGERROR": "error",
+    "ERROR": "error",
+    "NOCHARGING": "not charging",
+    "CHARGINGENDED": "plugged in",
+    "NOT_CHARGING": "plugged in",
+    "FINISHED_NOT_FULL": "plugged in",
+    "FINISHED_FULLY_CHARGED": "plugged in",  # goal reached, at 80 % on other models
+}
+NOCHARGING = "NOCHARGING"  # the only one that leaves open whether the plug is in
+CHARGING_ENDED = "CHARGINGENDED"
+HV_GOAL_REACHED = "FINISHED_FULLY_CHARGED"
+
+GOAL_REACHED = "CHARGING_GOAL_REACHED"
+REASON_OF_WORD = {
+    GOAL_REACHED: "",
+    "POWERGRID_FAILED": "the station lost power",
+    "CONNECTOR_REMOVED": "the plug was pulled",
+    "CHARGING_STATION_FAILURE": "the station failed",
+    "END_REQUESTED_BY_DRIVER": "stopped by hand",
+    "HV_SYSTEM_FAILURE": "a fault in the car",
+}
+
+IN = "CONNECTED"
+KEYWORDS: dict[Topic, Iterable[str]] = {
+    "plug": (IN, "DISCONNECTED"),
+    "status": STATUS_OF_WORD,
+    "hv_status": STATUS_OF_WORD,
+    "reason": REASON_OF_WORD,
+}
+
+
+def is_possible(topic: Topic, value: object) -> bool:
+    if topic in KEYWORDS:
+        return text_or_empty(value) in KEYWORDS[topic]
+    return fits(value, 0.0) and (
+        topic == "full_at" or number(value, most=100) is not None
+    )
 
 
 @dataclass(frozen=True)
@@ -748,7 +799,8 @@ def messages_in(kept: object) -> Iterator[Message]:
     """Yield the messages of a saved outbox that can be told."""
     for each in list_or_empty(kept):
         message = restored(Message(), each)
-        if message.address and message.news.message and message.news.kind in DELIVERIES:
+        is_known = message.news.kind in get_args(Kind)
+        if is_known and message.address and message.news.message:
             yield message
 
 
@@ -761,14 +813,6 @@ def observations_in(kept: object) -> Iterator[Observation]:
         is_time = fits(at_s, 0.0) and at_s <= time.time() + CLOCK_ERROR_S
         if is_time and topic in TOPICS and is_possible(topic, value):
             yield Observation(at_s, topic, value)
-
-
-def is_possible(topic: Topic, value: object) -> bool:
-    if topic in KEYWORDS:
-        return text_or_empty(value) in KEYWORDS[topic]
-    return fits(value, 0.0) and (
-        topic == "full_at" or number(value, most=100) is not None
-    )
 
 
 def memory_path(settings_path: Path) -> Path:
@@ -801,6 +845,15 @@ class Trouble(Exception):
         self.news = news
         self.is_for_owner = is_for_owner
         self.was_sent = was_sent
+
+
+LEAST_LONGEST_PAUSE_S = 5 * MINUTE_S  # if the polling interval is shorter
+
+
+def growing_pause_s(failures: int, longest_s: float) -> float:
+    """Return the pause after consecutive failures: 1, 2, 4 … minutes, up to a limit."""
+    longest_s = max(longest_s, LEAST_LONGEST_PAUSE_S)
+    return min(MINUTE_S * 2.0 ** min(failures - 1, 20), longest_s)
 
 
 @dataclass(frozen=True)
@@ -1016,7 +1069,7 @@ class CarDataSignIn:
         self._memory.sign_in.expires_s = 0.0
         self._memory.sign_in.is_out_of_scope = True
 
-    def secrets(self) -> list[str]:
+    def known_secrets(self) -> list[str]:
         kept = self._memory.sign_in
         return [self._client_id, kept.access_token, kept.refresh_token]
 
@@ -1036,8 +1089,8 @@ class CarDataSignIn:
             raise Trouble(why, news=News("error", why))
         kept = self._memory.sign_in
         form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token}
-        answer = self._post_for_tokens("a token", form)
-        if not answer:
+        answer = self._request_tokens("a token", form)
+        if has_tokens(answer):
             return True
         if not oauth_error(answer):
             raise answer.trouble()
@@ -1064,27 +1117,30 @@ class CarDataSignIn:
         pause_s = growing_pause_s(refusals, self._longest_pause_s)
         self._next_renewal_s = time.time() + pause_s
 
-    def _post_for_tokens(self, what: str, form: Mapping[str, str]) -> HttpAnswer | None:
-        """Ask for tokens, and save them. Return the answer if there are none in it.
+    def _request_tokens(self, what: str, form: Mapping[str, str]) -> HttpAnswer:
+        """Ask for tokens. Save them before they are used, and before a signal is handled.
 
         A refresh token is single-use: if the process ended between the request and the
         save, the owner would have to sign in again.
         """
         with signals_held_back():
             answer = self._post(what, "token", form)
-            said = answer.json()
-            if answer.status != 200 or not is_token(said.get("access_token")):
-                return answer
-            lifetime_s = number(said.get("expires_in"), most=1e6) or 3599.0
-            refresh_token = self._memory.sign_in.refresh_token
-            if is_token(said.get("refresh_token")):
-                refresh_token = said["refresh_token"]
-            self._memory.sign_in = SignIn(
-                said["access_token"], time.time() + lifetime_s, refresh_token
-            )
-            self._code = None
-            self._save()
-        return None
+            if has_tokens(answer):
+                self._keep_tokens(answer.json())
+        return answer
+
+    def _keep_tokens(self, said: Mapping[str, Any]) -> None:
+        lifetime_s = number(said.get("expires_in"), most=1e6) or 3599.0
+        old = self._memory.sign_in
+        self._memory.sign_in = SignIn(
+            access_token=said["access_token"],
+            expires_s=time.time() + lifetime_s,
+            refresh_token=old.refresh_token,
+        )
+        if is_token(said.get("refresh_token")):
+            self._memory.sign_in.refresh_token = said["refresh_token"]
+        self._code = None
+        self._save()
 
     # The code that the owner confirms
 
@@ -1156,7 +1212,7 @@ class CarDataSignIn:
 
         BMW has refused valid client ids during outages, and has deleted some.
         """
-        why = f"BMW refuses the sign-in ({printable(error, self.secrets())})"
+        why = f"BMW refuses the sign-in ({printable(error, self.known_secrets())})"
         if not self._memory.sign_in.refresh_token:
             advice = f"check CARDATA_CLIENT_ID, {SUBSCRIBE}, and start again"
             return CannotGoOn(f"{why}: {advice}", exit_status=1)
@@ -1177,11 +1233,11 @@ class CarDataSignIn:
         }
         is_good = time.time() < code.expires_s
         try:
-            answer = self._post_for_tokens("the tokens", form)
+            answer = self._request_tokens("the tokens", form)
         except Trouble as trouble:
             trouble.wait_s = MINUTE_S if is_good else None
             raise
-        if not answer:
+        if has_tokens(answer):
             logger.info("signed in at BMW")
             return
 
@@ -1213,7 +1269,9 @@ class CarDataSignIn:
         kept.codes_refused += 1
         pause_s = 0.0 if kept.codes_refused == 1 else HOUR_S
         kept.next_code_s = time.time() + pause_s
-        why = f"BMW has failed over this code ({printable(error, self.secrets())})"
+        why = (
+            f"BMW has failed over this code ({printable(error, self.known_secrets())})"
+        )
         if error == "access_denied":
             why = "the sign-in was declined, or BMW has failed over this code"
         advice = "confirm the next one in a private window without an ad blocker"
@@ -1224,12 +1282,6 @@ class CarDataSignIn:
         form = {"client_id": self._client_id, **form}
         url = f"{self._url}/{path}"
         return send(what, "POST", url, data=form, timeout_s=self.TIMEOUT_S)
-
-
-def growing_pause_s(failures: int, longest_s: float) -> float:
-    """Return the pause after consecutive failures: 1, 2, 4 … minutes, with a limit."""
-    longest_s = max(longest_s, LEAST_LONGEST_PAUSE_S)
-    return min(MINUTE_S * 2.0 ** min(failures - 1, 20), longest_s)
 
 
 def device_code_in(said: Mapping[str, Any], verifier: str) -> DeviceCode | None:
@@ -1247,6 +1299,10 @@ def device_code_in(said: Mapping[str, Any], verifier: str) -> DeviceCode | None:
         interval_s=number(said.get("interval"), most=300) or 5.0,  # RFC 8628, 3.2
         expires_s=time.time() + (number(said.get("expires_in"), most=DAY_S) or 300.0),
     )
+
+
+def has_tokens(answer: HttpAnswer) -> bool:
+    return answer.status == 200 and is_token(answer.json().get("access_token"))
 
 
 def oauth_error(answer: HttpAnswer) -> str:
@@ -1399,8 +1455,8 @@ class CarData:
         try:
             self._use_first_possible(self._containers_but(lost))
         except Trouble as trouble:
-            is_of_others = trouble.code in (WRONG_SCOPE, *QUOTA_USED_UP)
-            if is_of_others or not trouble.was_sent:
+            is_unrelated = trouble.code in (WRONG_SCOPE, *QUOTA_USED_UP)
+            if is_unrelated or not trouble.was_sent:
                 container.next_search_s = 0.0
             elif trouble.wait_s is None:
                 trouble.wait_s = self.SEARCH_PAUSE_S
@@ -1474,7 +1530,7 @@ class CarData:
             raise Trouble(why, code=QUOTA_USED_UP[0], wait_s=wait_s)
         if not code.startswith("CU-"):
             raise answer.trouble()
-        hidden = [self._vin, self._memory.container.id, *self._sign_in.secrets()]
+        hidden = [self._vin, self._memory.container.id, *self._sign_in.known_secrets()]
         said = printable(answer.json().get("exveErrorMsg"), hidden)
         advice = f": {ADVICE[code]}" if code in ADVICE else ""
         shown_code = printable(code, hidden)
@@ -1542,46 +1598,7 @@ def log_values(values: Mapping[str, object], vin: str) -> None:
         logger.debug("  %s", printable(f"{name}: {json.dumps(values[name])}", [vin]))
 
 
-# --- BMW's keywords -------------------------------------------------------------------
-# What the keywords of charging.status and hvStatus mean to the owner. They do not say
-# whether an ended charge has filled the car; the percentage does.
-STATUS_OF_WORD: dict[str, Status] = {
-    "CHARGINGACTIVE": "charging",
-    "CHARGING": "charging",
-    "CHARGINGPAUSED": "waiting",
-    "CHARGINGINTERRUPTED": "waiting",
-    "CHARGINGDISRUPTED": "waiting",
-    "INITIALIZATION": "waiting",
-    "WAITING_FOR_CHARGING": "waiting",
-    "CHARGINGERROR": "error",
-    "ERROR": "error",
-    "NOCHARGING": "not charging",
-    "CHARGINGENDED": "plugged in",
-    "NOT_CHARGING": "plugged in",
-    "FINISHED_NOT_FULL": "plugged in",
-    "FINISHED_FULLY_CHARGED": "plugged in",  # goal reached, at 80 % on other models
-}
-NOCHARGING = "NOCHARGING"  # the only one that leaves open whether the plug is in
-CHARGING_ENDED = "CHARGINGENDED"
-HV_GOAL_REACHED = "FINISHED_FULLY_CHARGED"
-
-GOAL_REACHED = "CHARGING_GOAL_REACHED"
-REASON_OF_WORD = {
-    GOAL_REACHED: "",
-    "POWERGRID_FAILED": "the station lost power",
-    "CONNECTOR_REMOVED": "the plug was pulled",
-    "CHARGING_STATION_FAILURE": "the station failed",
-    "END_REQUESTED_BY_DRIVER": "stopped by hand",
-    "HV_SYSTEM_FAILURE": "a fault in the car",
-}
-
-IN = "CONNECTED"
-KEYWORDS: dict[Topic, Iterable[str]] = {
-    "plug": (IN, "DISCONNECTED"),
-    "status": STATUS_OF_WORD,
-    "hv_status": STATUS_OF_WORD,
-    "reason": REASON_OF_WORD,
-}
+# --- What a CarData answer says -------------------------------------------------------
 UNIT_OF_WORD = {"km": "km", "mi": "mi", "miles": "mi", "mls": "mi"}
 DAY_MINUTES = 24 * 60
 
@@ -1791,7 +1808,6 @@ class Door(Protocol):
 # A late observation falls into its place, and one that is repeated changes nothing. A
 # restart, or a gap of two days, needs no special treatment.
 JOURNAL_S = 3 * DAY_S  # longer than any charge
-CLOCK_ERROR_S = DAY_S  # a timestamp farther in the future is not usable
 
 # How the car's observations scatter
 TOGETHER_S = 10 * MINUTE_S  # closer observations are about the same event
@@ -2185,8 +2201,9 @@ def next_stay(new: Observation, stay: Stay) -> Stay:
     after = Stay(new.at_s, stay.own, hv_status=stay.hv_status, predicted=stay.predicted)
     if new.topic == "plug":
         return after
-    if new.topic != "status":  # a status that begins a stay contradicts the plug
-        after.plugged = stay.plugged
+    # A status that begins a stay shows that the plug is in again.
+    after.plugged = True if new.topic == "status" else stay.plugged
+    after.plugged_s = new.at_s
     at_rest: Status = "plugged in" if after.plugged else "not charging"
     after.status = "unplugged" if after.plugged is False else at_rest
     after.status_s = new.at_s
@@ -2465,7 +2482,7 @@ class ChargeWatch:
             raise Trouble(why if memory.last else f"{why}; {hint}")
 
         memory.journal = trimmed(journal, stays, report.taken_s)
-        news = self._untold(
+        news = self._take_news(
             events_in(stays, reading, self._notify_at), reading, is_first
         )
         memory.step_from = min(memory.step_from, reading.percent)
@@ -2479,28 +2496,35 @@ class ChargeWatch:
         memory.last = reading
         return reading, news
 
-    def _untold(
+    def _take_news(
         self, events: Iterable[News], now: Reading, is_first: bool
     ) -> list[News]:
-        """Return the events that are newer than the last one told of their kind.
+        """Return the events that the owner has not heard of, and note them as told.
 
         Of a new owner's first report, only "soon" and "overdue" are news. A memory of
         version 3.1.0 has no journal, and its owner may have heard even these.
         """
-        told_s = self._memory.news_told_s
         is_update = is_first and self._memory.last is not None
         news: list[News] = []
         for event in events:
-            latest_s = now.taken_s + CLOCK_ERROR_S  # else the clock was wrong
-            if event.since_s <= told_s.get(event.kind, -1.0) <= latest_s:
-                continue
-            if event.kind == "still" and any(one.kind == "full" for one in news):
+            kinds = [each.kind for each in news]
+            if event.kind == "still" and "full" in kinds:
                 continue  # one thing at a time, if the end arrives late
-            told_s[event.kind] = event.at_s
-            is_old = is_first and event.kind not in ("soon", "overdue")
-            if not is_old and not is_update and now.taken_s - event.at_s <= NO_NEWS_S:
+            if self._was_told(event, now.taken_s):
+                continue
+            self._memory.news_told_s[event.kind] = event.at_s
+            is_old = now.taken_s - event.at_s > NO_NEWS_S
+            is_of_before = is_first and event.kind not in ("soon", "overdue")
+            if not is_old and not is_of_before and not is_update:
                 news.append(event)
         return news
+
+    def _was_told(self, event: News, now_s: float) -> bool:
+        """Return whether news of this kind was told in the event's stay or charge."""
+        told_s = self._memory.news_told_s.get(event.kind)
+        if told_s is None or told_s > now_s + CLOCK_ERROR_S:  # the clock was wrong then
+            return False
+        return told_s >= event.since_s
 
     def _step_news(self, now: Reading) -> list[News]:
         risen = now.percent - self._memory.step_from
@@ -2845,17 +2869,17 @@ def start_quietly(command: list[str]) -> subprocess.Popen[bytes]:
 # --- Delivery to the owner's addresses ------------------------------------------------
 LATE_S = 10 * MINUTE_S  # a later message begins with the time that it tells of
 MOST_UNANSWERED = 3  # tries that may have been delivered
-UNANSWERED_PAUSE_S = 30 * MINUTE_S  # after each of them
+UNANSWERED_PAUSES_S = (5 * MINUTE_S, 55 * MINUTE_S)  # between these tries
 
-# What an address has done with a message. It may have taken it if it does not say.
+# What an address has done with a message. "may be taken": it has given no clear answer.
 Outcome = Literal["taken", "may be taken", "later", "refused"]
 
 
 class Outbox:
     """The queue of messages that have yet to be delivered to the owner's addresses.
 
-    An address gets its messages in order: one that it may take later holds up those
-    behind it. One that it refuses lets them pass, and is tried again for a day.
+    An address gets its messages in order: one that it does not take now holds up those
+    behind it. One that it refuses, or may have taken twice, lets them pass.
     """
 
     def __init__(
@@ -2920,8 +2944,8 @@ class Outbox:
             if is_due(message, time.time()):
                 self._post(message)
                 self._save()
-            if message in self._memory.outbox and not message.is_refused:
-                return  # it holds up those behind it
+            if message in self._memory.outbox and holds_up_others(message):
+                return
 
     def _post(self, message: Message) -> None:
         url, credentials = split_credentials(self._urls[message.address])
@@ -2938,14 +2962,13 @@ class Outbox:
                 timeout_s=(TELLING_LIMIT_S, TELLING_LIMIT_S),
             )
         except Trouble as trouble:
-            self._keep(
-                message, "may be taken" if trouble.was_sent else "later", str(trouble)
-            )
+            outcome: Outcome = "may be taken" if trouble.was_sent else "later"
+            self._retry_later(message, outcome, str(trouble))
             return
         outcome = outcome_of(message.address, answer)
         if outcome != "taken":
             why = refusal_in(answer, self._urls[message.address])
-            self._keep(message, outcome, why)
+            self._retry_later(message, outcome, why)
             return
         self._memory.outbox.remove(message)
         self._problems.pop(message.address, None)
@@ -2953,18 +2976,18 @@ class Outbox:
         shown = summary if len(summary) <= 40 else f"{summary[:39]}…"
         logger.info("%s was told: %s", answer.host, shown)
 
-    def _keep(self, message: Message, outcome: Outcome, why: str) -> None:
+    def _retry_later(self, message: Message, outcome: Outcome, why: str) -> None:
         """Plan the next try, or give the message up.
 
-        It waits for as long as it has waited, a minute at least and an hour at most.
+        The pause is as long as the message has waited, from a minute to an hour.
         """
         now_s = time.time()
-        message.is_refused = outcome == "refused"
         pause_s = min(max(now_s - message.made_s, MINUTE_S), HOUR_S)
         if outcome == "may be taken":
+            pause_s = UNANSWERED_PAUSES_S[min(message.unanswered, 1)]
             message.unanswered += 1
-            pause_s = UNANSWERED_PAUSE_S
         message.next_try_s = now_s + pause_s
+        message.is_refused = outcome == "refused"
         if message.unanswered >= MOST_UNANSWERED:
             self._memory.outbox.remove(message)
             host = self._host(message.address)
@@ -2976,9 +2999,14 @@ class Outbox:
             logger.error("%s; it will be tried again", why)
 
 
+def holds_up_others(message: Message) -> bool:
+    return not message.is_refused and message.unanswered < MOST_UNANSWERED - 1
+
+
 def is_due(message: Message, now_s: float) -> bool:
     """Return whether a message has waited; over an hour, the clock was set back."""
-    return not 0 < message.next_try_s - now_s <= HOUR_S
+    wait_s = message.next_try_s - now_s
+    return wait_s <= 0 or wait_s > HOUR_S
 
 
 def text_to_send(message: Message, now_s: float) -> str:
@@ -3088,7 +3116,6 @@ def refusal_in(answer: HttpAnswer, url: str) -> str:
 
 # --- Main loop ------------------------------------------------------------------------
 LONGEST_NAP_S = MINUTE_S
-LEAST_LONGEST_PAUSE_S = 5 * MINUTE_S  # the limit of the growing pause, at least
 NO_READINGS_S = 6 * HOUR_S  # of failing polls, three at least, before the owner is told
 OWN_FAULT = "a fault in i3charge itself"
 
@@ -3140,16 +3167,16 @@ class Loop:
         began_s = time.time()
         try:
             reading, news = self.watch.observe(self.door.poll())
-            # The clock may have been set right meanwhile.
-            began_s = min(began_s, reading.taken_s)
-            self.next_s = self.watch.next_poll_s(reading, began_s)
         except Exception as problem:  # noqa: BLE001 - whatever it is, it may pass
             self.note_failure(problem)
             return
         self.failures = 0
         self.trouble = None
+        began_s = min(began_s, reading.taken_s)  # the clock may have been corrected
+        self.next_s = began_s + self.interval_s
+        self.guarded(lambda: self.plan_next_poll(reading, began_s))
         self.guarded(lambda: self.log.write(reading))
-        self.guarded(lambda: self.tell(news))
+        self.guarded(lambda: self.tell(news, reading))
         self.forget_troubles()
         is_kept = self.save()
 
@@ -3158,6 +3185,9 @@ class Loop:
         elif self.once or (self.until_full and reading.status == "full"):
             is_good = self.log.works and is_kept and self.exit_status is None
             self.exit_status = 0 if is_good else 1
+
+    def plan_next_poll(self, reading: Reading, began_s: float) -> None:
+        self.next_s = self.watch.next_poll_s(reading, began_s)
 
     # What goes wrong
 
@@ -3219,17 +3249,17 @@ class Loop:
 
     # Telling
 
-    def tell(self, news: list[News]) -> None:
+    def tell(self, news: list[News], reading: Reading | None = None) -> None:
         """Deliver news. Save it first, so that it is not told twice after a crash."""
-        for one in news:
-            self.outbox.add(one, self.memory.last)
+        for each in news:
+            self.outbox.add(each, reading)
         self.save()
-        for one in news:
-            way = DELIVERIES[one.kind]
-            logger.log(way.level, "%s", one.text)
-            if way.rings and sys.stderr.isatty():
+        for each in news:
+            delivery = DELIVERIES[each.kind]
+            logger.log(delivery.level, "%s", each.text)
+            if delivery.rings and sys.stderr.isatty():
                 print("\a", end="", file=sys.stderr, flush=True)
-            self.desktop.show(one)
+            self.desktop.show(each)
 
     def tell_trouble(self, news: News, told_as: str) -> bool:
         """Tell a trouble once a day while it lasts; return whether it is told now."""
@@ -3269,8 +3299,10 @@ class Loop:
 def trouble_of(problem: Exception) -> Trouble:
     if isinstance(problem, Trouble):
         return problem
-    is_end = isinstance(problem, CannotGoOn)
-    sentence = " ".join(problem.lines) if is_end else fault(problem)  # type: ignore
+    if isinstance(problem, CannotGoOn):
+        sentence = " ".join(problem.lines)
+    else:
+        sentence = fault(problem)
     return Trouble(sentence, news=News("error", sentence))
 
 
