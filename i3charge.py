@@ -423,6 +423,12 @@ REASON_OF_WORD = {
     "HV_SYSTEM_FAILURE": "a fault in the car",
 }
 
+STATUS_AT_REST: dict[bool | None, Status] = {
+    True: "plugged in",
+    False: "unplugged",
+    None: "not charging",  # a car whose plug is not known
+}
+
 IN = "CONNECTED"
 KEYWORDS: dict[Topic, Iterable[str]] = {
     "plug": (IN, "DISCONNECTED"),
@@ -936,9 +942,9 @@ def send(
         # raises ValueError even though redirects are not followed.
         why = f"no answer from {host} when asked for {what} ({type(error).__name__})"
         hint = hint_on(error)
-        raise Trouble(
-            f"{why}: {hint}" if hint else why, was_sent=was_sent(error)
-        ) from None
+        if hint:
+            why += f": {hint}"
+        raise Trouble(why, was_sent=may_have_been_sent(error)) from None
 
     logger.debug("asked %s for %s: HTTP %d", host, what, response.status_code)
     return HttpAnswer(what, host, response.status_code, response.headers, body)
@@ -979,7 +985,7 @@ def hint_on(error: Exception) -> str:
     return ""
 
 
-def was_sent(error: BaseException | None) -> bool:
+def may_have_been_sent(error: BaseException | None) -> bool:
     """Return whether a request may have reached its server before an error.
 
     It has not if the error arose before or in http.client's connect(), which includes
@@ -2202,10 +2208,9 @@ def next_stay(new: Observation, stay: Stay) -> Stay:
     if new.topic == "plug":
         return after
     # A status that begins a stay shows that the plug is in again.
-    after.plugged = True if new.topic == "status" else stay.plugged
+    after.plugged = new.topic == "status" or stay.plugged
     after.plugged_s = new.at_s
-    at_rest: Status = "plugged in" if after.plugged else "not charging"
-    after.status = "unplugged" if after.plugged is False else at_rest
+    after.status = STATUS_AT_REST[after.plugged]
     after.status_s = new.at_s
 
     is_long = new.topic == "full_at"
@@ -2249,7 +2254,9 @@ def reading_of(stay: Stay, report: Report, range_unit: str) -> Reading | None:
     full_at_s = 0.0
     if status == "charging" and stay.charges:
         full_at_s = stay.charge.full_at_s
-    unit = report.range_unit or range_unit or "km"
+    unit = ""
+    if report.range is not None:
+        unit = report.range_unit or range_unit or "km"
     return Reading(
         percent=percent,
         taken_s=now_s,
@@ -2257,7 +2264,7 @@ def reading_of(stay: Stay, report: Report, range_unit: str) -> Reading | None:
         predicted=computed is not None,
         plugged=stay.plugged,
         range=report.range,
-        range_unit="" if report.range is None else unit,
+        range_unit=unit,
         full_at_s=full_at_s,
         reported_s=reported_s,
     )
@@ -3079,7 +3086,8 @@ def outcome_of(name: str, answer: HttpAnswer) -> Outcome:
         return "taken"
     if answer.status in (500, 504):  # it may have run all the same
         return "may be taken"
-    return "refused" if 400 <= answer.status < 500 and answer.status != 429 else "later"
+    is_refusal = 400 <= answer.status < 500 and answer.status != 429
+    return "refused" if is_refusal else "later"
 
 
 def is_web_page(answer: HttpAnswer) -> bool:
@@ -3453,7 +3461,8 @@ def run(arguments: argparse.Namespace) -> int:
     file = None
     if door_name != "demo":
         # A pipe, as from a password manager, has no folder in which to keep the memory.
-        file = MemoryFile(memory_path(path if path.is_file() else OWN_SETTINGS_PATH))
+        kept_beside = path if path.is_file() else OWN_SETTINGS_PATH
+        file = MemoryFile(memory_path(kept_beside))
         memory = file.load(settings.client_id, settings.vin)
 
     def save() -> bool:
