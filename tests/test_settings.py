@@ -561,7 +561,7 @@ def test_default_interval_is_the_same_everywhere() -> None:
     for text in (i3charge.MANUAL, text_of("README.md"), text_of(".env.example")):
         assert re.search(rf"LOG_INTERVAL\W.*\b{milliseconds}\b", text)
     portal = i3charge.PACES["portal"]
-    shown = f"{portal.default_s * 1000:.0f} (a minute), {portal.least_s * 1000:.0f} at the least"
+    shown = f"{portal.default_s * 1000:.0f} (a minute), and at least {portal.least_s * 1000:.0f}"
     assert f"LOG_INTERVAL is {shown}" in text_of(".env.example")
 
 
