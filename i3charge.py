@@ -7,7 +7,7 @@
 #   "pync>=2.0.3,<3; sys_platform == 'darwin'",
 # ]
 # ///
-"""Log the charge of a BMW i3, and notify its owner when the charging station is free.
+"""Log the charge of a BMW i3, and tell its owner when the car is full.
 
 The script polls BMW for the car's status. It writes one line per reading to stdout, and
 all other log lines to stderr. It shows news, for example that the car is full, as a
@@ -17,10 +17,10 @@ Settings come from `.env` beside this file and from the environment. State that 
 survive a restart (the sign-in, what the car has said, undelivered messages) is kept in
 `.i3charge.json` beside the settings file.
 
-The code follows the data from top to bottom: the settings, what flows (observations,
-readings, news), the memory, HTTP requests, the doors through which observations come in
-(BMW's APIs), the car's stays, the reading, the news, the watch that knows what was told
-and when to poll next, the log, notifications, the main loop, the command line, and the
+The code follows the data from top to bottom: the settings, the data types (observations,
+readings, news), the memory, HTTP requests, the doors (BMW's APIs, which are the sources
+of observations), the car's stays, the reading, the news, the watch (which news was told,
+and when to poll next), the log, notifications, the main loop, the command line, and the
 demo's simulated car.
 """
 
@@ -76,7 +76,7 @@ try:
     import urllib3
     from dotenv.parser import parse_stream
 except (ImportError, OSError) as problem:  # OSError: no CA certificates
-    sys.exit(f"i3charge: {problem}; README.md says how to install what is needed")
+    sys.exit(f"i3charge: {problem}; README.md explains how to install it")
 
 if TYPE_CHECKING:
     import subprocess
@@ -84,7 +84,7 @@ if TYPE_CHECKING:
 __version__ = "4.0.0"
 logger = logging.getLogger("i3charge")
 
-# Names that end in `_s` are in seconds: a duration, or a time as from time.time().
+# A name that ends in `_s` holds seconds: a duration, or a time as from time.time().
 MINUTE_S = 60.0
 HOUR_S = 60 * MINUTE_S
 DAY_S = 24 * HOUR_S
@@ -100,6 +100,7 @@ class CannotGoOn(Exception):
 
 
 # --- Settings -------------------------------------------------------------------------
+# A door is a source of observations: one of BMW's APIs, or the demo's simulated car.
 DoorName = Literal["CarData", "portal", "demo"]
 CARDATA: tuple[DoorName, ...] = ("CarData",)
 PORTAL: tuple[DoorName, ...] = ("portal",)
@@ -123,7 +124,7 @@ def setting(
     doors: tuple[DoorName, ...],
     default: object = "",
 ) -> Any:
-    """Declare a field that is read from the variable `name` for one of `doors`.
+    """Declare a field that is read from the variable `name` if one of `doors` is used.
 
     `parse` raises ValueError with a message that says what the text should be. The
     message must not contain the text, which could be a misplaced password.
@@ -137,11 +138,11 @@ def parse_any(text: str) -> str:
 
 
 def parse_typed(text: str) -> str:
-    """Strip the text, and reject invisible characters copied along from a web page."""
+    """Strip the text, and reject characters that one copies from a web page unnoticed."""
     text = text.strip()
     for char in text:
         if not char.isprintable() or not (char.isascii() or char.isalnum()):
-            raise ValueError("holds a stray character: type it anew")
+            raise ValueError("holds a stray character: type it by hand")
     return text
 
 
@@ -191,7 +192,7 @@ def parse_ntfy(text: str) -> str:
 
 
 def parse_percent(text: str) -> float:
-    """Parse a percentage of the owner's own; 0 for none."""
+    """Parse the percentage at which the owner wants to be told; 0 means none."""
     if not re.fullmatch(r"\s*([1-9][0-9]?%?|0)\s*", text):
         raise ValueError("should be a whole number from 1 to 99")
     return float(text.strip().rstrip("%"))
@@ -358,7 +359,7 @@ def is_loopback(url: str) -> bool:
 # --- Observations, readings and news --------------------------------------------------
 CLOCK_ERROR_S = DAY_S  # a timestamp farther in the future is not usable
 
-# Of several observations with the same time, this is also the order of events.
+# Observations with the same time are processed in this order.
 Topic = Literal[
     "plug", "percent", "displayed", "status", "hv_status", "full_at", "reason", "predicted"
 ]  # fmt: skip
@@ -392,7 +393,7 @@ Status = Literal[
 ACTIVE = ("charging", "waiting")
 
 # What the keywords of charging.status and hvStatus mean to the owner. They do not say
-# whether an ended charge has filled the car; the percentage does.
+# whether the car was full when a charge ended.
 STATUS_OF_WORD: dict[str, Status] = {
     "CHARGINGACTIVE": "charging",
     "CHARGING": "charging",
@@ -409,7 +410,7 @@ STATUS_OF_WORD: dict[str, Status] = {
     "FINISHED_NOT_FULL": "plugged in",
     "FINISHED_FULLY_CHARGED": "plugged in",  # goal reached, at 80 % on other models
 }
-NOCHARGING = "NOCHARGING"  # the only one that leaves open whether the plug is in
+NOCHARGING = "NOCHARGING"  # does not say whether the car is plugged in
 CHARGING_ENDED = "CHARGINGENDED"
 HV_GOAL_REACHED = "FINISHED_FULLY_CHARGED"
 
@@ -441,9 +442,9 @@ KEYWORDS: dict[Topic, Iterable[str]] = {
 def is_possible(topic: Topic, value: object) -> bool:
     if topic in KEYWORDS:
         return text_or_empty(value) in KEYWORDS[topic]
-    return fits(value, 0.0) and (
-        topic == "full_at" or number(value, most=100) is not None
-    )
+    if topic == "full_at":
+        return is_amount(value)
+    return is_amount(value) and number(value, most=100) is not None
 
 
 @dataclass(frozen=True)
@@ -461,7 +462,7 @@ class Reading:
     range: float | None = None  # in range_unit
     range_unit: str = ""  # "km" or "mi"
     full_at_s: float = 0.0  # the car's estimate; set only while charging
-    reported_s: float = 0.0  # when the car sent what is shown: see reading_of()
+    reported_s: float = 0.0  # when the car sent the percentage: see reading_of()
 
     @property
     def percent_text(self) -> str:
@@ -470,7 +471,7 @@ class Reading:
 
     @property
     def minutes_to_full(self) -> float | None:
-        """Minutes until full; None if unknown, or past: BMW repeats old estimates."""
+        """Minutes until full; None if unknown or past, because BMW repeats old ones."""
         left_s = self.full_at_s - self.taken_s
         return None if left_s < -MINUTE_S else max(0.0, round(left_s / MINUTE_S, 1))
 
@@ -495,8 +496,8 @@ class News:
     kind: Kind = "error"
     message: str = ""
     while_plugged: str = ""  # a last sentence, true until the car is unplugged
-    at_s: float = 0.0  # the time that it tells of
-    since_s: float = 0.0  # when the stay or charge that it belongs to began
+    at_s: float = 0.0  # when the event happened
+    since_s: float = 0.0  # when the event's stay, charge or pause began
     click: str = ""  # URL to open when the notification is tapped
     good_until_s: float = 0.0  # 0 for a day
 
@@ -508,7 +509,7 @@ class News:
 def clock_at(at_s: float, now_s: float) -> str:
     """Return a local time of day, such as "14:05".
 
-    If that could be misread, add the weekday ("Fri 14:05"), or the date after six days.
+    Add the weekday if the day is ambiguous ("Fri 14:05"), or the date after six days.
     """
     moment = datetime.fromtimestamp(at_s)
     is_today = moment.date() == datetime.fromtimestamp(now_s).date()
@@ -545,6 +546,12 @@ def dict_or_empty(value: object) -> dict[str, Any]:
 
 def list_or_empty(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def is_amount(value: object) -> bool:
+    """Return whether a value can be a duration, a time or a percentage; JSON has NaN."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and 0 <= value < 1e11  # type: ignore[operator]
 
 
 def number(value: object, most: float) -> float | None:
@@ -589,7 +596,7 @@ def printable(value: object, hidden: Iterable[str]) -> str:
 # --- Memory: state kept across restarts -----------------------------------------------
 @dataclass
 class SignIn:
-    """The client id's OAuth tokens. A refresh token proves that the id has worked."""
+    """The client id's OAuth tokens. If there is a refresh token, the id has worked."""
 
     access_token: str = ""
     expires_s: float = 0.0  # when the access token expires
@@ -598,7 +605,7 @@ class SignIn:
     is_out_of_scope: bool = False  # not valid for CarData; renewing does not help
     codes: int = 0  # device codes requested since the last tokens
     codes_refused: int = 0  # of these, by BMW
-    next_code_s: float = 0.0  # earliest time to request another
+    next_code_s: float = 0.0  # earliest time to request another device code
 
 
 @dataclass
@@ -607,7 +614,7 @@ class Container:
 
     id: str = ""
     purpose: str = ""  # its key in DESCRIPTORS
-    is_stopgap: bool = False  # a smaller one, created after a temporary refusal
+    is_stopgap: bool = False  # the small set, because BMW failed to create the full one
     next_search_s: float = 0.0  # earliest time to search for another container
 
 
@@ -623,7 +630,7 @@ class Message:
     status: str = ""
     next_try_s: float = 0.0  # 0 before the first try
     unanswered: int = 0  # tries that may have been delivered
-    is_refused: bool = False  # the last answer was a refusal, which may be for good
+    is_refused: bool = False  # the last answer was a refusal, possibly permanent
 
     @property
     def good_until_s(self) -> float:
@@ -640,16 +647,20 @@ class Memory:
     """All state that survives a restart. One process loads it once and owns it."""
 
     client_id: str = ""  # to which the sign-in and the container belong
-    vin: str = ""  # to which all from the journal to news_told_s belong
+    vin: str = ""  # the car that the fields from journal to news_told_s are about
     sign_in: SignIn = field(default_factory=SignIn)
     container: Container = field(default_factory=Container)
     requests_s: list[float] = field(default_factory=list)  # CarData's last 24 hours
     journal: list[Observation] = field(default_factory=list)
     last: Reading | None = None
-    range_unit: str = ""  # the last one that BMW has named for the car
+    range_unit: str = ""  # the last unit that BMW has named for the car
     step_from: float = 100.0  # the lowest percentage since the last news
-    news_told_s: dict[str, float] = field(default_factory=dict)  # newest, by kind
-    troubles_told_s: dict[str, float] = field(default_factory=dict)  # by what is wrong
+    news_told_s: dict[str, float] = field(
+        default_factory=dict
+    )  # the latest time of each kind of news
+    troubles_told_s: dict[str, float] = field(
+        default_factory=dict
+    )  # when each trouble was told
     outbox: list[Message] = field(default_factory=list)
 
 
@@ -707,7 +718,7 @@ class MemoryFile:
         except OSError as error:
             why = f"{self._path} is damaged, and cannot be renamed: {error.strerror}"
             raise CannotGoOn(why) from None
-        begun = "a new one is begun, without the sign-in"
+        begun = "a new one is started, without the sign-in"
         logger.error(
             "%s is damaged; it is now %s, and %s", self._path, damaged.name, begun
         )
@@ -725,7 +736,7 @@ class MemoryFile:
         except OSError as error:
             if self.works:
                 why = f"{self._path} cannot be written ({error.strerror})"
-                logger.error("%s; after a restart, what it should hold is lost", why)
+                logger.error("%s; after a restart, its contents are lost", why)
             self.works = False
         else:
             self.works = True
@@ -760,7 +771,7 @@ Record = TypeVar("Record")
 def restored(standard: Record, kept: object) -> Record:
     """Return a copy of `standard` with all saved values that have the right type.
 
-    Another version may have saved them; a value of the wrong type gets its default.
+    Another version may have saved the file, so a value of the wrong type gets its default.
     """
     fitting = {}
     for name, value in dict_or_empty(kept).items():
@@ -775,18 +786,15 @@ def restored(standard: Record, kept: object) -> Record:
 
 
 def fits(value: object, default: object) -> bool:
-    """Return whether a saved value has its default's type, and is not JSON's NaN."""
+    """Return whether a saved value has the type of its default."""
     if default is None:  # an optional number or truth value
-        return value is None or isinstance(value, bool) or fits(value, 0.0)
+        return value is None or isinstance(value, bool) or is_amount(value)
     if isinstance(default, float):
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return is_number and 0 <= value < 1e11  # type: ignore[operator]
+        return is_amount(value)
     if isinstance(default, list):
-        return isinstance(value, list) and all(fits(each, 0.0) for each in value)
+        return isinstance(value, list) and all(map(is_amount, value))
     if isinstance(default, dict):
-        return isinstance(value, dict) and all(
-            fits(each, 0.0) for each in value.values()
-        )
+        return isinstance(value, dict) and all(map(is_amount, value.values()))
     return type(value) is type(default)
 
 
@@ -795,14 +803,14 @@ def restored_reading(kept: object) -> Reading | None:
     values = dict_or_empty(kept)
     if "charge" in values:  # as version 3.1.0 named it
         values = {**values, "percent": values["charge"]}
-    if not fits(values.get("percent"), 0.0):
+    if not is_amount(values.get("percent")):
         return None
     reading = restored(Reading(), values)
     return reading if reading.status in get_args(Status) else None
 
 
 def messages_in(kept: object) -> Iterator[Message]:
-    """Yield the messages of a saved outbox that can be told."""
+    """Yield the messages of a saved outbox that can be delivered."""
     for each in list_or_empty(kept):
         message = restored(Message(), each)
         is_known = message.news.kind in get_args(Kind)
@@ -816,7 +824,7 @@ def observations_in(kept: object) -> Iterator[Observation]:
         if not isinstance(each, list) or len(each) != 3:
             continue
         at_s, topic, value = each
-        is_time = fits(at_s, 0.0) and at_s <= time.time() + CLOCK_ERROR_S
+        is_time = is_amount(at_s) and at_s <= time.time() + CLOCK_ERROR_S
         if is_time and topic in TOPICS and is_possible(topic, value):
             yield Observation(at_s, topic, value)
 
@@ -842,7 +850,7 @@ class Trouble(Exception):
         code: str = "",  # CarData's error code, or "HTTP 404"; "" if there is none
         wait_s: float | None = None,  # until the next try; None for the growing pause
         news: News | None = None,  # for the owner, unless told recently
-        is_for_owner: bool = False,  # we wait for the owner to sign in: no error
+        is_for_owner: bool = False,  # the owner must sign in, which is not an error
         was_sent: bool = True,  # the server may have received the request
     ) -> None:
         super().__init__(why)
@@ -884,11 +892,11 @@ class HttpAnswer:
         return Trouble(why, code=f"HTTP {self.status}", wait_s=wait_s)
 
 
-CHUNK_BYTES = 1 << 12  # unpacked, it can be a thousand times as long
+CHUNK_BYTES = 1 << 12  # a compressed chunk can expand to 1,000 times its size
 BODY_LIMIT_BYTES = 1 << 20  # the car's status takes about 4,000
 
-# What the owner can look at if this computer could not send a request. The first type
-# that fits counts.
+# Hints for the owner if this computer could not send a request. The first type that
+# matches is used.
 LOCAL_TROUBLES: dict[type[Exception], str] = {
     requests.exceptions.ProxyError: "look at ALL_PROXY and HTTPS_PROXY",
     requests.exceptions.InvalidProxyURL: "look at ALL_PROXY and HTTPS_PROXY",
@@ -903,7 +911,7 @@ LOCAL_TROUBLES: dict[type[Exception], str] = {
 
 
 def without_netrc(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Keep requests from reading `~/.netrc`, if passed as `auth`."""
+    """Do nothing. If passed as `auth`, this stops requests from reading `~/.netrc`."""
     return request
 
 
@@ -988,8 +996,8 @@ def hint_on(error: Exception) -> str:
 def may_have_been_sent(error: BaseException | None) -> bool:
     """Return whether a request may have reached its server before an error.
 
-    It has not if the error arose before or in http.client's connect(), which includes
-    the TLS handshake. After that the request goes out, by endheaders().
+    It has not if the error occurred before or in http.client's connect(), which includes
+    the TLS handshake. After that, endheaders() sends the request.
     """
     steps = set()
     while error:
@@ -1001,13 +1009,16 @@ def may_have_been_sent(error: BaseException | None) -> bool:
 
 # --- CarData: sign-in -----------------------------------------------------------------
 SUBSCRIBE = "subscribe the client id to the CarData API in the My BMW portal"
-CODE_PAUSES_S = (HOUR_S, 6 * HOUR_S)  # after the first device code, and after others
+CODE_PAUSES_S = (
+    HOUR_S,
+    6 * HOUR_S,
+)  # after the first device code, and after later ones
 
 # OAuth error codes (RFC 8628, 3.5)
 PENDING = "authorization_pending"
 SLOW_DOWN = "slow_down"
 EXPIRED = "expired_token"
-# BMW's answer to a confirmed code that it has failed over: the code is used up.
+# BMW's answer if it could not process a confirmed code, which is then used up.
 CODE_USED_UP = b"keymanagement.service.invalid_access_token"
 
 
@@ -1091,7 +1102,7 @@ class CarDataSignIn:
         A refresh token is single-use, so send it only if its successor can be saved.
         """
         if not self._save():
-            why = "no readings until the disk works again: it could not keep a new sign-in"
+            why = "no readings until the disk works again: it could not save a new sign-in"
             raise Trouble(why, news=News("error", why))
         kept = self._memory.sign_in
         form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token}
@@ -1151,9 +1162,10 @@ class CarDataSignIn:
     # The code that the owner confirms
 
     def _request_for_owner(self) -> Trouble:
-        """Return the Trouble that asks the owner to sign in, or says when it will.
+        """Return the Trouble that asks the owner to sign in, or names the next time.
 
-        Request a code only to tell it: at once, after an hour, then every six hours.
+        Request a code only if the owner is told: at once, after an hour, then every six
+        hours.
         """
         if not self._may_ask:
             why = "CarData needs a sign-in: run i3charge.py by hand, without --once"
@@ -1181,7 +1193,10 @@ class CarDataSignIn:
         return Trouble(message, wait_s=code.interval_s, news=news, is_for_owner=True)
 
     def _trouble_until_next_code(self, now_s: float) -> Trouble:
-        """Until then, only the old refresh token is worth a try."""
+        """Return the Trouble that says when the next code comes.
+
+        Until then, only the old refresh token is tried.
+        """
         kept = self._memory.sign_in
         next_clock = clock_at(kept.next_code_s, now_s)
         why = f"CarData needs a sign-in: the next code comes at {next_clock}"
@@ -1222,7 +1237,7 @@ class CarDataSignIn:
         if not self._memory.sign_in.refresh_token:
             advice = f"check CARDATA_CLIENT_ID, {SUBSCRIBE}, and start again"
             return CannotGoOn(f"{why}: {advice}", exit_status=1)
-        why += ", which has worked before: it is out of order, or has deleted the client id"
+        why += ", which has worked before: BMW is out of order, or has deleted the client id"
         message = f"{why}; after a day, make a new one in the portal"
         return Trouble(message, news=News("error", message))
 
@@ -1265,9 +1280,10 @@ class CarDataSignIn:
         raise answer.trouble(wait_s=MINUTE_S if is_good else None)
 
     def _code_refused(self, error: str) -> Trouble:
-        """Drop the code. The owner believes that it worked, so the next one follows.
+        """Drop the code, and return the Trouble to raise.
 
-        BMW can refuse each code of a night, so only the first is followed at once.
+        The owner believes that the sign-in has worked, so request the next code at once.
+        After further refusals wait an hour, because BMW may refuse every code for hours.
         """
         kept = self._memory.sign_in
         self._code = None
@@ -1405,7 +1421,7 @@ class CarData:
             memory.container.next_search_s = 0.0
 
     def poll(self) -> Report:
-        """Poll BMW. Raise Trouble if it may work later, CannotGoOn if it never will."""
+        """Return a new report. Raise Trouble if a retry may help, CannotGoOn if not."""
         self._sign_in.access_token()  # failing here must not count as a search
         container = self._memory.container
         if container.purpose not in DESCRIPTORS:
@@ -1443,7 +1459,10 @@ class CarData:
     # Containers
 
     def _search_wait_s(self) -> float:
-        """Return the seconds until a search is allowed; a longer wait is a wrong clock."""
+        """Return the seconds until a search is allowed.
+
+        A longer wait is ignored, because the clock must have been wrong.
+        """
         wait_s = self._memory.container.next_search_s - time.time()
         return wait_s if 0 < wait_s <= self.SEARCH_PAUSE_S else 0.0
 
@@ -1456,10 +1475,10 @@ class CarData:
         container = self._memory.container
         wait_s = self._search_wait_s()
         if wait_s:
-            raise Trouble("CarData gives no container", wait_s=wait_s)
+            raise Trouble("there is no CarData container yet", wait_s=wait_s)
         container.next_search_s = time.time() + self.SEARCH_PAUSE_S
         try:
-            self._use_first_possible(self._containers_but(lost))
+            self._use_best_container(self._active_containers(exclude=lost))
         except Trouble as trouble:
             is_unrelated = trouble.code in (WRONG_SCOPE, *QUOTA_USED_UP)
             if is_unrelated or not trouble.was_sent:
@@ -1468,8 +1487,8 @@ class CarData:
                 trouble.wait_s = self.SEARCH_PAUSE_S
             raise
 
-    def _containers_but(self, lost: str) -> dict[str, str]:
-        """Return the ids of our active containers by purpose, except the lost one."""
+    def _active_containers(self, exclude: str) -> dict[str, str]:
+        """Return the ids of our active containers by purpose, except one."""
         answer = self._ask("its containers", "GET", "containers")
         listed = answer.json().get("containers")
         if not isinstance(listed, list):
@@ -1478,11 +1497,11 @@ class CarData:
         for each in map(dict_or_empty, listed):
             container_id = text_or_empty(each.get("containerId"))
             is_ours = each.get("name") == "i3charge" and each.get("state") == "ACTIVE"
-            if is_ours and container_id not in ("", lost):
+            if is_ours and container_id not in ("", exclude):
                 ours[text_or_empty(each.get("purpose"))] = container_id
         return ours
 
-    def _use_first_possible(self, ours: Mapping[str, str]) -> None:
+    def _use_best_container(self, ours: Mapping[str, str]) -> None:
         """Use our container with the full set or, if BMW refuses that, the small one."""
         container = self._memory.container
         is_stopgap = False
@@ -1511,7 +1530,7 @@ class CarData:
         made = self._ask("a container", "POST", "containers", json=asked).json()
         container_id = text_or_empty(made.get("containerId"))
         if not container_id:
-            raise Trouble("CarData has made a container, but does not name it")
+            raise Trouble("CarData has created a container, but does not name it")
         return container_id
 
     # Requests
@@ -1607,6 +1626,7 @@ def log_values(values: Mapping[str, object], vin: str) -> None:
 # --- What a CarData answer says -------------------------------------------------------
 UNIT_OF_WORD = {"km": "km", "mi": "mi", "miles": "mi", "mls": "mi"}
 DAY_MINUTES = 24 * 60
+MOST_REMAINING = 199  # timeRemaining never exceeds 200, which means "200 or more"
 
 
 def observed(at_s: float, topic: Topic, value: object) -> list[Observation]:
@@ -1655,7 +1675,7 @@ def report_in(values: Mapping[str, Any], now_s: float) -> Report:
         full_at_s = (said.at_s or now_s) + minutes * MINUTE_S
         return [Observation(said.at_s, "full_at", full_at_s)]
 
-    # BMW stamps these two with the time of its answer, so their times say nothing.
+    # BMW stamps these two with the time of its answer, so their times are not usable.
     computed = [
         each._replace(at_s=0.0)
         for each in of("predicted", PREDICTED) + of("hv_status", HV_STATUS)
@@ -1665,9 +1685,7 @@ def report_in(values: Mapping[str, Any], now_s: float) -> Report:
         *of("percent", HEADER),
         *of("displayed", DISPLAYED),
         *of("status", STATUS),
-        *newest(
-            full_at(TO_FULL, DAY_MINUTES) + full_at(REMAINING, 199)
-        ),  # 200: or more
+        *newest(full_at(TO_FULL, DAY_MINUTES) + full_at(REMAINING, MOST_REMAINING)),
         *of("reason", FINISH_REASON),
         *computed,
     ]
@@ -1686,7 +1704,9 @@ class Portal:
 
     name = "ConnectedDrive portal"
     NEW_TOKEN_REFUSED_PAUSE_S = 600.0  # because many logins lock the account
-    LOGINS = 3  # tries in a row, because BMW's gateway has refused some for minutes
+    LOGINS = (
+        3  # tries in a row, because BMW's gateway has refused valid ones for minutes
+    )
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -1694,7 +1714,7 @@ class Portal:
         self._tries_left = 1  # just one until a login has worked
 
     def poll(self) -> Report:
-        """Poll BMW. Raise Trouble if it may work later, CannotGoOn if it never will."""
+        """Return a new report. Raise Trouble if a retry may help, CannotGoOn if not."""
         if not self._access_token:
             self._sign_in()
         answer = self._ask()
@@ -1771,7 +1791,8 @@ def portal_report_in(car: Mapping[str, Any], now_s: float) -> Report:
     stamp = re.sub(r"(..)\.(..)\.(....) (.*) UTC", r"\3-\2-\1 \4", updated)
     updated_s = timestamp_s(stamp)
     as_of_s = updated_s or now_s
-    # The plug and the status get no time, or each answer would look like another plug.
+    # The plug and the status get no time. Otherwise each answer would look as if the car
+    # had been plugged in again.
     status = observed(0.0, "status", car.get("charging_status"))
     minutes = number(car.get("chargingTimeRemaining"), most=DAY_MINUTES)
     full_at_s = as_of_s + (minutes or 0.0) * MINUTE_S
@@ -1794,7 +1815,7 @@ class Door(Protocol):
     name: str
 
     def poll(self) -> Report:
-        """Poll BMW. Raise Trouble if it may work later, CannotGoOn if it never will."""
+        """Return a new report. Raise Trouble if a retry may help, CannotGoOn if not."""
 
 
 # --- The car's stays ------------------------------------------------------------------
@@ -1824,7 +1845,7 @@ HOLDS_100_S = 30 * MINUTE_S  # a car that has sent 100 % stops within this time
 LATEST_PERCENT_S = 1.5 * HOUR_S  # how late the final percentage of a charge may arrive
 LONGEST_TOP_UP_S = 45 * MINUTE_S  # warming a full car charges it for less
 NEARLY_FULL = 99.0  # percent
-FASTEST_PERCENT = 2.0  # per minute: 50 kW, the most that an i3 accepts
+FASTEST_PERCENT = 2.0  # per minute: 50 kW into the largest battery
 
 
 def merged(journal: list[Observation], report: Report) -> list[Observation]:
@@ -1845,7 +1866,7 @@ def merged(journal: list[Observation], report: Report) -> list[Observation]:
             values = [each.value for each in found if each.topic == new.topic]
             if values and values[-1] == new.value:
                 continue
-            # A plug that was in before the first report may have been in for hours.
+            # At the first report, the car may have been plugged in for hours.
             is_old = new.value == IN and not values
             at_s = report.as_of_s - TOGETHER_S if is_old else report.as_of_s
             new = new._replace(at_s=at_s)
@@ -1859,7 +1880,7 @@ def trimmed(
 ) -> list[Observation]:
     """Return the journal of the last three days, and of the last two stays.
 
-    The stay before the present one shows why that began. Drop repeated values that are
+    The previous stay explains why the present one began. Drop repeated values that are
     older than three days. Keep the latest observation on each topic.
     """
     since_s = stays[-2].since_s if len(stays) > 1 else 0.0
@@ -1884,9 +1905,9 @@ class Charge:
     stopped_s: float = 0.0  # according to the status or the plug; 0 while it goes on
     status: Status = "unknown"  # the car's status when the charge had stopped
     full_at_s: float = 0.0  # when the car expects to be full; 0 if unknown
-    computed: float = 0.0  # percent: the highest since the car last sent its own
+    computed: float = 0.0  # the highest computed percentage since the car last sent one
     is_predicted: bool = False  # BMW computed it, not this script
-    is_assumed: bool = False  # the car was driven, and its status still says charging
+    is_assumed: bool = False  # the car was driven, but its status still says charging
 
 
 @dataclass
@@ -1940,7 +1961,7 @@ class Stay:
         self.plugged_s = at_s
         if not is_in:
             self._change_status("unplugged", at_s)
-        elif not self.is_charging:
+        elif self.status in ("unknown", "unplugged", "not charging"):
             self._change_status("plugged in", at_s)
 
     def _see_status(self, keyword: str, at_s: float) -> None:
@@ -2078,7 +2099,7 @@ class Stay:
         full_times_s = [
             each.at_s
             for each in self.percents
-            if each.value == 100 and self._holds(each.at_s, now_s)
+            if each.value == 100 and self._means_full(each.at_s, now_s)
         ]
         full_times_s += [
             each.at_s
@@ -2087,7 +2108,7 @@ class Stay:
         ]
         return min(full_times_s, default=0.0)
 
-    def _holds(self, said_s: float, now_s: float) -> bool:
+    def _means_full(self, said_s: float, now_s: float) -> bool:
         """Return whether 100 %, sent at a given time, means that the car is full.
 
         A charging car may send it and go on for a while, and its status can lag for
@@ -2154,7 +2175,7 @@ def stays_in(journal: list[Observation]) -> list[Stay]:
     has_car_status = any(each.topic == "status" for each in journal)
     stay = Stay()
     stays = [stay]
-    # If a plug is sent again, the car may have been away in between. Follow both
+    # If the car sends CONNECTED twice, it may have been away in between. Follow both
     # possibilities until the next sign of a charge decides; 100 % alone is no sign.
     other: Stay | None = None
     for each in journal:
@@ -2185,18 +2206,16 @@ def begins_stay(new: Observation, stay: Stay) -> bool:
     if new.topic == "plug":
         return new.value == IN and not stay.plugged and not stay.goes_on(new.at_s)
     if new.topic == "status" and stay.plugged is False:
-        # The car must be back at a plug. CHARGINGENDED is also sent when it is pulled.
-        is_late = new.at_s > stay.status_s + TOGETHER_S
-        is_end = new.value == CHARGING_ENDED and is_late
-        is_active = STATUS_OF_WORD[new.value] in ACTIVE and new.at_s > stay.status_s
-        return is_end or is_active
+        # The car must be back at a plug.
+        is_later = new.at_s > stay.status_s
+        return is_later and STATUS_OF_WORD[new.value] in ACTIVE
     # A full car that charges for longer than a top-up has been away unnoticed.
     is_long = new.topic == "full_at" and new.value - new.at_s > LONGEST_TOP_UP_S
     return is_long and stay.is_charging and stay.full_s(new.at_s) > 0
 
 
 def may_begin_stay(new: Observation, stay: Stay) -> bool:
-    """Return whether a plug that is sent again may have been out in between."""
+    """Return whether a second CONNECTED may mean that the car was away in between."""
     is_in_again = new.topic == "plug" and new.value == IN and stay.plugged is True
     is_late = new.at_s > stay.plugged_s + RESENT_PLUG_S
     return is_in_again and is_late and not stay.goes_on(new.at_s)
@@ -2240,7 +2259,7 @@ def reading_of(stay: Stay, report: Report, range_unit: str) -> Reading | None:
     """
     computed = percent_to_show(stay, report)
     if computed is not None:
-        # It is as old as the car's last observation on anything.
+        # A computed percentage is as old as the car's last observation on any topic.
         percent, reported_s = computed, stay.heard_s
     elif stay.own:
         percent, reported_s = float(stay.own.value), stay.own.at_s
@@ -2300,7 +2319,7 @@ SOON_MINUTES = 10
 OVERDUE_S = 30 * MINUTE_S  # after the time when it should have been full
 LONGEST_CHARGE_S = 20 * HOUR_S
 STILL_THERE_S = HOUR_S
-# What is older is no news. It is longer than from one daily run to the next.
+# Older events are not told. It exceeds a day, so that a daily run misses nothing.
 NO_NEWS_S = 36 * HOUR_S
 
 
@@ -2413,7 +2432,7 @@ def stopped_news(stay: Stay, charge: Charge) -> News:
 
 
 def percent_text_at_end(stay: Stay, charge: Charge) -> str:
-    """The car's own final percentage, or what was computed, or "" if none is known."""
+    """Return the final percentage, sent by the car or computed; "" if unknown."""
     percent = stay.percent_at_end(charge, charge.stopped_s)
     if percent is not None:
         return f"{int(percent)}%"
@@ -2421,7 +2440,7 @@ def percent_text_at_end(stay: Stay, charge: Charge) -> str:
 
 
 def why_stopped(stay: Stay, charge: Charge) -> str:
-    """The car's reason if it is of this end, or else its status then."""
+    """Return the reason that the car sent for this end, or else its status then."""
     for each in stay.reasons:
         if (
             abs(each.at_s - charge.stopped_s) <= TOGETHER_S
@@ -2432,7 +2451,7 @@ def why_stopped(stay: Stay, charge: Charge) -> str:
 
 
 def charge_summary(stay: Stay, charge: Charge, ended_s: float, to_percent: str) -> str:
-    """From where to where, and in what time; "" if that is not known."""
+    """Return the first and last percentage and the duration; "" if one is unknown."""
     from_percent = stay.percent_at_start(charge)
     if from_percent is None or not to_percent or ended_s <= charge.began_s:
         return ""
@@ -2459,7 +2478,7 @@ def is_gone(made_s: float, stay: Stay) -> bool:
 # --- Watch ----------------------------------------------------------------------------
 LEAST_GAP_S = 10 * MINUTE_S  # minimum time before an early poll
 AFTER_FULL_S = 2 * MINUTE_S  # BMW rounds its estimate, and never reports full early
-EARLY_POLLS = 4  # limit without anything new in between, in case the status is stuck
+EARLY_POLLS = 4  # limit on early polls without news, in case the status is stuck
 
 
 class ChargeWatch:
@@ -2516,7 +2535,7 @@ class ChargeWatch:
         for event in events:
             kinds = [each.kind for each in news]
             if event.kind == "still" and "full" in kinds:
-                continue  # one thing at a time, if the end arrives late
+                continue  # if "full" is told late, "still" can wait for the next reading
             if self._was_told(event, now.taken_s):
                 continue
             self._memory.news_told_s[event.kind] = event.at_s
@@ -2580,8 +2599,9 @@ class ChargeWatch:
         # If nothing is ahead, the car should be full by now.
         next_s = min(max(min(due_s, default=earliest_s), earliest_s), regular_s)
 
-        # Polls keep their distance, so the one after this might tell "soon" too late.
-        if 0 < soon_s - next_s < LEAST_GAP_S < self._interval_s:
+        # Polls are LEAST_GAP_S apart, so the one after this could be too late for "soon".
+        is_just_before = 0 < soon_s - next_s < LEAST_GAP_S
+        if is_just_before and self._interval_s > LEAST_GAP_S:
             next_s = soon_s
         if next_s < regular_s:
             self._early_polls += 1
@@ -2649,7 +2669,7 @@ def text_line(reading: Reading, date_format: str, bar: str = "") -> str:
 
 
 def bar_of(percent: float, blocks: str) -> str:
-    """Draw ten cells. `blocks` are an empty one, parts of one that grow, a full one."""
+    """Draw ten cells. `blocks` has an empty cell, partial ones, and a full one."""
     parts = len(blocks) - 1
     filled = round(percent / 10 * parts)
     if percent < 100:
@@ -2736,7 +2756,7 @@ class ChargeLog:
         except OSError as error:
             if self.works:
                 why = f"the log cannot be written ({error.strerror})"
-                logger.error("%s; going on without", why)
+                logger.error("%s; continuing without it", why)
             self.works = False
 
 
@@ -2813,7 +2833,7 @@ class Desktop:
                 return
         if not self._is_helpless:
             self._is_helpless = True
-            hint = "README.md says what may help"
+            hint = "README.md says what can help"
             logger.info("this machine shows no notifications; %s", hint)
 
     def _has_shown(
@@ -2885,8 +2905,8 @@ Outcome = Literal["taken", "may be taken", "later", "refused"]
 class Outbox:
     """The queue of messages that have yet to be delivered to the owner's addresses.
 
-    An address gets its messages in order: one that it does not take now holds up those
-    behind it. One that it refuses, or may have taken twice, lets them pass.
+    An address gets its messages in order: an undelivered message holds up later ones,
+    unless the address has refused it, or has given no clear answer twice.
     """
 
     def __init__(
@@ -2907,9 +2927,9 @@ class Outbox:
         """Queue a message for each address if this kind of news has a priority."""
         if not DELIVERIES[news.kind].priority:
             return
-        for message in self._memory.outbox:
-            if not message.unanswered:
-                message.next_try_s = 0.0  # so that it does not hold up this one
+        for waiting in self._memory.outbox:
+            if not waiting.unanswered:
+                waiting.next_try_s = 0.0  # so that it does not hold up the new message
         for name in self._urls:
             message = Message(name, news, made_s=time.time())
             if reading:
@@ -3011,7 +3031,7 @@ def holds_up_others(message: Message) -> bool:
 
 
 def is_due(message: Message, now_s: float) -> bool:
-    """Return whether a message has waited; over an hour, the clock was set back."""
+    """Return whether it is time to try. If the wait exceeds an hour, the clock was set."""
     wait_s = message.next_try_s - now_s
     return wait_s <= 0 or wait_s > HOUR_S
 
@@ -3209,7 +3229,8 @@ class Loop:
         if self.trouble is None or self.trouble.is_for_owner:
             self.failing_since_s = time.monotonic()
         self.trouble = trouble
-        self.failures += not trouble.is_for_owner
+        if not trouble.is_for_owner:
+            self.failures += 1
         wait_s = trouble.wait_s
         if wait_s is None:
             wait_s = growing_pause_s(max(self.failures, 1), self.interval_s)
@@ -3284,7 +3305,7 @@ class Loop:
         return 0 <= time.time() - told_s < DAY_S
 
     def forget_troubles(self) -> None:
-        """Forget all troubles but our own faults, which a reading does not mend."""
+        """Forget all troubles but our own faults, which a reading does not disprove."""
         told_s = self.memory.troubles_told_s
         for told_as in list(told_s):
             if not is_own_fault(told_as):
@@ -3348,7 +3369,7 @@ stopped, 5 % more, full soon, full) shows as a notification on this computer.
 All but pauses and the 5 % goes to your phone. It runs until Ctrl-C ends it."""
 
 MANUAL = """\
-settings, in .env beside this file, which wins, or in the environment:
+settings, from .env beside this file or the environment (.env wins):
   VEHICLE_IDENTIFICATION_NUMBER  the car's 17 characters, in its papers
   CARDATA_CLIENT_ID              from the My BMW portal; README.md has the steps
 
@@ -3398,7 +3419,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--json", action="store_true", help="log one JSON object a line")
     add("--demo", action="store_true", help="log a simulated i3 until it is full")
     add("--env-file", type=Path, metavar="PATH", help="read the settings from PATH")
-    add("-v", "--verbose", action="store_true", help="show what BMW answers")
+    add(
+        "-v", "--verbose", action="store_true", help="log requests and what BMW answers"
+    )
     add("--version", action="version", version=f"i3charge {__version__}")
     return parser.parse_args()
 

@@ -358,7 +358,7 @@ def test_refused_client_id_goes_on_being_tried_if_it_has_worked(
         assert trouble.wait_s is None
         assert trouble.news == News("error", str(trouble))
         assert str(trouble) == (
-            "BMW refuses the sign-in (invalid_client), which has worked before: it is out of"
+            "BMW refuses the sign-in (invalid_client), which has worked before: BMW is out of"
             " order, or has deleted the client id; after a day, make a new one in the portal"
         )
     cardata.client_id = signed_in.memory.client_id
@@ -500,7 +500,7 @@ def test_refresh_token_is_not_spent_if_the_new_one_cannot_be_kept(cardata: CarDa
     for _ in range(2):
         trouble = client.refused()
         assert str(trouble) == (
-            "no readings until the disk works again: it could not keep a new sign-in"
+            "no readings until the disk works again: it could not save a new sign-in"
         )
         assert trouble.news == News("error", str(trouble))
     assert cardata.requests == []

@@ -577,7 +577,7 @@ def test_damaged_file_is_put_aside_and_a_new_one_begun(
     assert load(file) == Memory("client", VIN)
     assert not path.exists()
     assert Path(f"{path}.damaged").read_bytes() == DAMAGED[name]
-    begun = "and a new one is begun, without the sign-in"
+    begun = "and a new one is started, without the sign-in"
     assert log.messages == [f"{path} is damaged; it is now {path.name}.damaged, {begun}"]
 
 

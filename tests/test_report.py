@@ -73,7 +73,10 @@ ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
     "no status at all": ({"status": None, "hv_status": None}, "52% plugged in, in"),
     "unplugged while the status sticks": ({"plug": ("DISCONNECTED", 50)}, "52% unplugged, out"),
     "unplugged at an unknown time": ({"plug": ("DISCONNECTED", None)}, "52% unplugged, out"),
-    "unplugged before it charged": ({"plug": ("DISCONNECTED", 61)}, "~62% charging, in, full 22:20"),
+    "unplugged before it charged": (
+        {"plug": ("DISCONNECTED", 61)},
+        "~62% charging, in, full 22:20",
+    ),
     "only a prediction": ({"header": None}, "~62% charging, in, full 22:20"),
 }
 

@@ -353,7 +353,7 @@ def test_stray_character_is_reported_without_the_value(
     names: list[str], name: str, value: str, stray: str
 ) -> None:
     (line,) = problems(good(names, **{name: value.format(stray)}))
-    assert line == f"{name} holds a stray character: type it anew"
+    assert line == f"{name} holds a stray character: type it by hand"
 
 
 def test_password_may_hold_any_character() -> None:

@@ -323,8 +323,10 @@ def test_charge_begins_although_the_plug_is_still_said_to_be_out() -> None:
 
 
 def test_plug_with_a_new_time_in_a_charge_changes_nothing() -> None:
-    bmw = charging(minutes="250@10:00")
-    assert bmw.polled("10:12", plug="CONNECTED@10:11") == []
+    bmw = charging(predicted="41", minutes="250@10:00")
+    for clock in ("10:11", "11:00"):
+        assert bmw.polled(clock, plug=f"CONNECTED@{clock}") == []
+    assert bmw.polled("11:10", minutes="180@11:10") == []
     assert bmw.reading.status == "charging"
     assert kinds(bmw.polled("14:03")) == ["soon"]
 
@@ -351,6 +353,7 @@ def test_drive_with_a_status_that_sticks_is_no_charge() -> None:
     bmw = charging()
     assert bmw.polled("12:10", status="NOCHARGING@12:00", header="30@12:00") == []
     assert bmw.line == "30% plugged in"
+    assert bmw.polled("14:10") == []
 
 
 @pytest.mark.parametrize("plug", ["CONNECTED@12:00", ""])
@@ -454,6 +457,21 @@ def test_rise_beside_a_status_that_does_not_charge_is_a_charge_that_nobody_saw(
     bmw.polled("17:10")
     found = bmw.polled("18:10", status="NOCHARGING@18:00", header=f"{header}@18:00")
     assert kinds(found) == news
+
+
+def test_reason_tells_of_a_charge_that_nobody_saw() -> None:
+    bmw = Bmw(plug="CONNECTED@17:00", status="NOCHARGING@17:00", header="60@17:00")
+    bmw.polled("17:10")
+    end: Words = {"reason": "POWERGRID_FAILED@18:00", "header": "62@18:00"}
+    (stopped,) = bmw.polled("18:10", **end)
+    assert stopped == "stopped: Charging stopped at 62% (the station lost power)"
+
+
+def test_repeated_plug_does_not_end_a_wait_for_the_timer() -> None:
+    bmw = Bmw(plug="CONNECTED@17:00", status="INITIALIZATION@17:01", header="60@17:00")
+    bmw.polled("17:02")
+    bmw.polled("17:42", plug="CONNECTED@17:05")
+    assert bmw.line == "60% waiting"
 
 
 def test_percentages_that_rise_while_the_status_is_missing_are_no_stop() -> None:
