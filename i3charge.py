@@ -271,8 +271,8 @@ def load_settings(
         if text.strip():
             try:
                 values[each.name] = each.metadata["parse"](text)
-            except ValueError as should:
-                problems.append(f"{name} {should}")
+            except ValueError as error:
+                problems.append(f"{name} {error}")
         elif each.metadata["default"] is REQUIRED:
             missing.append(f"{name} is missing or empty")
 
@@ -692,22 +692,22 @@ class MemoryFile:
 
     def _read(self) -> Memory:
         try:
-            kept = json.loads(self._path.read_bytes())
+            saved = json.loads(self._path.read_bytes())
         except FileNotFoundError:
             return Memory()
         except OSError as error:
             why = f"{self._path} cannot be read: {error.strerror}"
             raise CannotGoOn(why) from None
         except (ValueError, RecursionError):
-            kept = None
-        if not isinstance(kept, dict):
+            saved = None
+        if not isinstance(saved, dict):
             self._put_aside()
             return Memory()
 
-        memory = restored(Memory(), kept)
-        memory.last = restored_reading(kept.get("last"))
-        memory.journal = list(observations_in(kept.get("journal")))
-        memory.outbox = list(messages_in(kept.get("outbox")))
+        memory = restored(Memory(), saved)
+        memory.last = restored_reading(saved.get("last"))
+        memory.journal = list(observations_in(saved.get("journal")))
+        memory.outbox = list(messages_in(saved.get("outbox")))
         return memory
 
     def _put_aside(self) -> None:
@@ -768,21 +768,21 @@ def locked(path: Path) -> IO[str] | None:
 Record = TypeVar("Record")
 
 
-def restored(standard: Record, kept: object) -> Record:
-    """Return a copy of `standard` with all saved values that have the right type.
+def restored(defaults: Record, saved: object) -> Record:
+    """Return a copy of `defaults` with all saved values that have the right type.
 
     Another version may have saved the file, so a value of the wrong type gets its default.
     """
-    fitting = {}
-    for name, value in dict_or_empty(kept).items():
-        if name not in vars(standard):
+    valid = {}
+    for name, value in dict_or_empty(saved).items():
+        if name not in vars(defaults):
             continue
-        default = getattr(standard, name)
+        default = getattr(defaults, name)
         if dataclasses.is_dataclass(default):
-            fitting[name] = restored(default, value)
+            valid[name] = restored(default, value)
         elif fits(value, default):
-            fitting[name] = value
-    return dataclasses.replace(standard, **fitting)  # type: ignore[type-var]
+            valid[name] = value
+    return dataclasses.replace(defaults, **valid)  # type: ignore[type-var]
 
 
 def fits(value: object, default: object) -> bool:
@@ -798,9 +798,9 @@ def fits(value: object, default: object) -> bool:
     return type(value) is type(default)
 
 
-def restored_reading(kept: object) -> Reading | None:
+def restored_reading(saved: object) -> Reading | None:
     """Return the last reading, or None if it has no percentage."""
-    values = dict_or_empty(kept)
+    values = dict_or_empty(saved)
     if "charge" in values:  # as version 3.1.0 named it
         values = {**values, "percent": values["charge"]}
     if not is_amount(values.get("percent")):
@@ -809,18 +809,18 @@ def restored_reading(kept: object) -> Reading | None:
     return reading if reading.status in get_args(Status) else None
 
 
-def messages_in(kept: object) -> Iterator[Message]:
+def messages_in(saved: object) -> Iterator[Message]:
     """Yield the messages of a saved outbox that can be delivered."""
-    for each in list_or_empty(kept):
+    for each in list_or_empty(saved):
         message = restored(Message(), each)
         is_known = message.news.kind in get_args(Kind)
         if is_known and message.address and message.news.message:
             yield message
 
 
-def observations_in(kept: object) -> Iterator[Observation]:
+def observations_in(saved: object) -> Iterator[Observation]:
     """Yield the valid observations in a saved journal."""
-    for each in list_or_empty(kept):
+    for each in list_or_empty(saved):
         if not isinstance(each, list) or len(each) != 3:
             continue
         at_s, topic, value = each
@@ -1087,14 +1087,14 @@ class CarDataSignIn:
         self._memory.sign_in.is_out_of_scope = True
 
     def known_secrets(self) -> list[str]:
-        kept = self._memory.sign_in
-        return [self._client_id, kept.access_token, kept.refresh_token]
+        sign_in = self._memory.sign_in
+        return [self._client_id, sign_in.access_token, sign_in.refresh_token]
 
     # Tokens
 
     def _can_renew(self) -> bool:
-        kept = self._memory.sign_in
-        return bool(kept.refresh_token) and not kept.is_out_of_scope
+        sign_in = self._memory.sign_in
+        return bool(sign_in.refresh_token) and not sign_in.is_out_of_scope
 
     def _renew(self) -> bool:
         """Get new tokens; return False if BMW has refused the refresh token twice.
@@ -1104,15 +1104,15 @@ class CarDataSignIn:
         if not self._save():
             why = "no readings until the disk works again: it could not save a new sign-in"
             raise Trouble(why, news=News("error", why))
-        kept = self._memory.sign_in
-        form = {"grant_type": "refresh_token", "refresh_token": kept.refresh_token}
+        sign_in = self._memory.sign_in
+        form = {"grant_type": "refresh_token", "refresh_token": sign_in.refresh_token}
         answer = self._request_tokens("a token", form)
         if has_tokens(answer):
             return True
         if not oauth_error(answer):
             raise answer.trouble()
-        kept.refusals += 1
-        if kept.refusals == 1:
+        sign_in.refusals += 1
+        if sign_in.refusals == 1:
             raise Trouble("BMW does not renew the sign-in; it is asked once more")
         return False
 
@@ -1170,19 +1170,19 @@ class CarDataSignIn:
         if not self._may_ask:
             why = "CarData needs a sign-in: run i3charge.py by hand, without --once"
             return Trouble(why, news=News("sign-in", why), is_for_owner=True)
-        kept = self._memory.sign_in
+        sign_in = self._memory.sign_in
         now_s = time.time()
         # A longer wait would come from a clock that was wrong.
-        if 0 < kept.next_code_s - now_s <= max(CODE_PAUSES_S):
+        if 0 < sign_in.next_code_s - now_s <= max(CODE_PAUSES_S):
             return self._trouble_until_next_code(now_s)
 
         code = self._new_code()
         self._code = code
         self._plan_renewal()
-        kept.next_code_s = now_s + CODE_PAUSES_S[min(kept.codes, 1)]
-        kept.codes += 1
+        sign_in.next_code_s = now_s + CODE_PAUSES_S[min(sign_in.codes, 1)]
+        sign_in.codes += 1
         good_until = clock_at(code.expires_s, now_s)
-        next_clock = clock_at(kept.next_code_s, now_s)
+        next_clock = clock_at(sign_in.next_code_s, now_s)
         message = (
             f"Sign in at BMW: open\n{code.address}\n"
             f"and confirm the code\n{code.user_code}\n"
@@ -1197,12 +1197,12 @@ class CarDataSignIn:
 
         Until then, only the old refresh token is tried.
         """
-        kept = self._memory.sign_in
-        next_clock = clock_at(kept.next_code_s, now_s)
+        sign_in = self._memory.sign_in
+        next_clock = clock_at(sign_in.next_code_s, now_s)
         why = f"CarData needs a sign-in: the next code comes at {next_clock}"
-        wait_s = kept.next_code_s - now_s
+        wait_s = sign_in.next_code_s - now_s
         if self._can_renew():
-            pause_s = growing_pause_s(kept.refusals, self._longest_pause_s)
+            pause_s = growing_pause_s(sign_in.refusals, self._longest_pause_s)
             wait_s = min(wait_s, pause_s)
         return Trouble(why, wait_s=wait_s, is_for_owner=True)
 
@@ -1285,12 +1285,12 @@ class CarDataSignIn:
         The owner believes that the sign-in has worked, so request the next code at once.
         After further refusals wait an hour, because BMW may refuse every code for hours.
         """
-        kept = self._memory.sign_in
+        sign_in = self._memory.sign_in
         self._code = None
-        kept.codes = 0
-        kept.codes_refused += 1
-        pause_s = 0.0 if kept.codes_refused == 1 else HOUR_S
-        kept.next_code_s = time.time() + pause_s
+        sign_in.codes = 0
+        sign_in.codes_refused += 1
+        pause_s = 0.0 if sign_in.codes_refused == 1 else HOUR_S
+        sign_in.next_code_s = time.time() + pause_s
         why = (
             f"BMW has failed over this code ({printable(error, self.known_secrets())})"
         )
@@ -1364,9 +1364,12 @@ PORT_COMBINED = "vehicle.body.chargingPort.combinedStatus"
 # found by its purpose and cannot be edited: increase the number with every change here.
 FULL_SET = "descriptors 3"
 SMALL_SET = "descriptors 3, the car's own"
-OF_THE_CAR = [HEADER, STATUS, TO_FULL, REMAINING, RANGE, PORT]
-OF_BMW_AND_NEW = [DISPLAYED, PREDICTED, HV_STATUS, FINISH_REASON, PORT_COMBINED]
-DESCRIPTORS = {FULL_SET: OF_THE_CAR + OF_BMW_AND_NEW, SMALL_SET: OF_THE_CAR}
+BASIC_DESCRIPTORS = [HEADER, STATUS, TO_FULL, REMAINING, RANGE, PORT]
+EXTRA_DESCRIPTORS = [DISPLAYED, PREDICTED, HV_STATUS, FINISH_REASON, PORT_COMBINED]
+DESCRIPTORS = {
+    FULL_SET: BASIC_DESCRIPTORS + EXTRA_DESCRIPTORS,
+    SMALL_SET: BASIC_DESCRIPTORS,
+}
 
 # CarData error codes that are handled specially.
 TOKEN_REFUSED = ("HTTP 401", "CU-100", "CU-101", "CU-102", "CU-127")
@@ -1663,7 +1666,7 @@ def report_in(values: Mapping[str, Any], now_s: float) -> Report:
             said.get("value"), said.get("unit"), timestamp_s(said.get("timestamp"))
         )
 
-    def of(topic: Topic, descriptor: str) -> list[Observation]:
+    def observations_of(topic: Topic, descriptor: str) -> list[Observation]:
         said = entry(descriptor)
         return observed(said.at_s, topic, said.value)
 
@@ -1678,15 +1681,16 @@ def report_in(values: Mapping[str, Any], now_s: float) -> Report:
     # BMW stamps these two with the time of its answer, so their times are not usable.
     computed = [
         each._replace(at_s=0.0)
-        for each in of("predicted", PREDICTED) + of("hv_status", HV_STATUS)
+        for each in observations_of("predicted", PREDICTED)
+        + observations_of("hv_status", HV_STATUS)
     ]
     observations = [
-        *newest(of("plug", PORT) + of("plug", PORT_COMBINED)),
-        *of("percent", HEADER),
-        *of("displayed", DISPLAYED),
-        *of("status", STATUS),
+        *newest(observations_of("plug", PORT) + observations_of("plug", PORT_COMBINED)),
+        *observations_of("percent", HEADER),
+        *observations_of("displayed", DISPLAYED),
+        *observations_of("status", STATUS),
         *newest(full_at(TO_FULL, DAY_MINUTES) + full_at(REMAINING, MOST_REMAINING)),
-        *of("reason", FINISH_REASON),
+        *observations_of("reason", FINISH_REASON),
         *computed,
     ]
     distance, unit = range_in(entry(RANGE).value, entry(RANGE).unit)
@@ -1906,7 +1910,7 @@ class Charge:
     status: Status = "unknown"  # the car's status when the charge had stopped
     full_at_s: float = 0.0  # when the car expects to be full; 0 if unknown
     computed: float = 0.0  # the highest computed percentage since the car last sent one
-    is_predicted: bool = False  # BMW computed it, not this script
+    is_from_bmw: bool = False  # BMW computed it, not this script
     is_assumed: bool = False  # the car was driven, but its status still says charging
 
 
@@ -2014,7 +2018,7 @@ class Stay:
         is_new_value = not self.percents or new.value != self.percents[-1].value
         if self.is_charging and is_new_value:  # it replaces the computed percentage
             self.charge.computed = 0.0
-            self.charge.is_predicted = False
+            self.charge.is_from_bmw = False
         self.percents.append(new)
 
     def _see_prediction(self, new: Observation) -> None:
@@ -2025,13 +2029,13 @@ class Stay:
         self.predicted = new.value
         if not self.is_charging:
             return
-        own = self.own
-        if own and own.at_s >= self.charge.began_s - TOGETHER_S:
-            minutes = max(0.0, new.at_s - own.at_s) / MINUTE_S
-            if new.value > own.value + FASTEST_PERCENT * minutes:
+        last = self.last_percent
+        if last and last.at_s >= self.charge.began_s - TOGETHER_S:
+            minutes = max(0.0, new.at_s - last.at_s) / MINUTE_S
+            if new.value > last.value + FASTEST_PERCENT * minutes:
                 return
         self.charge.computed = max(self.charge.computed, new.value)
-        self.charge.is_predicted = True
+        self.charge.is_from_bmw = True
 
     def _hv_status_confirms(self) -> bool:
         """Return whether the car sends 100 %, and BMW says that the goal is reached."""
@@ -2041,8 +2045,8 @@ class Stay:
             or not self.percents
         ):
             return False
-        own = self.percents[-1]
-        return own.value == 100 and own.at_s >= self.charge.began_s
+        last = self.percents[-1]
+        return last.value == 100 and last.at_s >= self.charge.began_s
 
     # What the observations mean
 
@@ -2057,7 +2061,7 @@ class Stay:
         return bool(self.charges) and not self.charge.stopped_s
 
     @property
-    def own(self) -> Observation | None:
+    def last_percent(self) -> Observation | None:
         """The last percentage that the car sent, perhaps before the stay."""
         return self.percents[-1] if self.percents else self.previous
 
@@ -2157,16 +2161,16 @@ class Stay:
         The result never falls within a charge, until the car sends its own percentage.
         """
         charge = self.charge
-        own = self.own
-        if not own or charge.is_predicted or not self.is_charging:
+        last = self.last_percent
+        if not last or charge.is_from_bmw or not self.is_charging:
             return charge.computed
-        since_s = max(own.at_s, charge.began_s)
+        since_s = max(last.at_s, charge.began_s)
         has_estimate = since_s < charge.full_at_s
         is_recent = since_s < now_s <= since_s + DAY_S
         if not has_estimate or not is_recent:
             return charge.computed
         share = (now_s - since_s) / (charge.full_at_s - since_s)
-        line: float = own.value + (100 - own.value) * share
+        line: float = last.value + (100 - last.value) * share
         return max(charge.computed, min(round(line, 1), NEARLY_FULL))
 
 
@@ -2223,7 +2227,9 @@ def may_begin_stay(new: Observation, stay: Stay) -> bool:
 
 def next_stay(new: Observation, stay: Stay) -> Stay:
     """Return the stay that an observation begins, with the charge that goes on in it."""
-    after = Stay(new.at_s, stay.own, hv_status=stay.hv_status, predicted=stay.predicted)
+    after = Stay(
+        new.at_s, stay.last_percent, hv_status=stay.hv_status, predicted=stay.predicted
+    )
     if new.topic == "plug":
         return after
     # A status that begins a stay shows that the plug is in again.
@@ -2261,8 +2267,8 @@ def reading_of(stay: Stay, report: Report, range_unit: str) -> Reading | None:
     if computed is not None:
         # A computed percentage is as old as the car's last observation on any topic.
         percent, reported_s = computed, stay.heard_s
-    elif stay.own:
-        percent, reported_s = float(stay.own.value), stay.own.at_s
+    elif stay.last_percent:
+        percent, reported_s = float(stay.last_percent.value), stay.last_percent.at_s
     else:
         return None
 
@@ -2295,22 +2301,22 @@ def percent_to_show(stay: Stay, report: Report) -> float | None:
     The car sends its own when a charge begins and ends, and seldom in between. So show
     the computed one if it is higher, until the car has sent its final percentage.
     """
-    if stay.own is None:
+    if stay.last_percent is None:
         return stay.predicted
     if not stay.charges:
         return None
     now_s = report.taken_s
     charge = stay.charge
     computed = stay.computed_percent(now_s)
-    if computed <= stay.own.value:
+    if computed <= stay.last_percent.value:
         return None
-    is_too_old = now_s > max(stay.own.at_s, charge.began_s) + DAY_S
-    if not charge.is_predicted and (is_too_old or not report.interpolates):
+    is_too_old = now_s > max(stay.last_percent.at_s, charge.began_s) + DAY_S
+    if not charge.is_from_bmw and (is_too_old or not report.interpolates):
         return None
     if stay.goes_on(now_s):
         return computed
     ended_s = charge.stopped_s or stay.full_s(now_s)
-    return computed if stay.own.at_s < ended_s - TOGETHER_S else None
+    return computed if stay.last_percent.at_s < ended_s - TOGETHER_S else None
 
 
 # --- News -----------------------------------------------------------------------------
@@ -2323,11 +2329,11 @@ STILL_THERE_S = HOUR_S
 NO_NEWS_S = 36 * HOUR_S
 
 
-def events_in(stays: list[Stay], now: Reading, notify_at: float) -> Iterator[News]:
+def events_in(stays: list[Stay], reading: Reading, notify_at: float) -> Iterator[News]:
     """Yield all that the stays hold, told or untold, in the order of telling."""
-    now_s = now.taken_s
-    full = [index for index, stay in enumerate(stays) if stay.full_s(now_s)]
-    last_full = max(full, default=-1)
+    now_s = reading.taken_s
+    full_indexes = [index for index, stay in enumerate(stays) if stay.full_s(now_s)]
+    last_full = max(full_indexes, default=-1)
     for index, stay in enumerate(stays):
         is_present = stay is stays[-1]
         if stay.full_s(now_s):
@@ -2340,60 +2346,64 @@ def events_in(stays: list[Stay], now: Reading, notify_at: float) -> Iterator[New
             if charge.stopped_s and stay.is_settled(charge, now_s):
                 yield stopped_news(stay, charge)
         if is_present and stay.is_charging:
-            yield from news_of_charge(stay, now, notify_at)
+            yield from news_of_charge(stay, reading, notify_at)
 
 
-def news_of_charge(stay: Stay, now: Reading, notify_at: float) -> Iterator[News]:
+def news_of_charge(stay: Stay, reading: Reading, notify_at: float) -> Iterator[News]:
     """Yield the events of the charge that goes on."""
     began_s = stay.charge.began_s
-    yield News("started", started_message(stay, now), at_s=began_s, since_s=began_s)
-    if has_reached(notify_at, stay, now):
+    yield News("started", started_message(stay, reading), at_s=began_s, since_s=began_s)
+    if has_reached(notify_at, stay, reading):
         message = f"{notify_at:.0f}% reached"
-        yield News("reached", message, at_s=now.taken_s, since_s=began_s)
-    minutes = now.minutes_to_full
+        yield News("reached", message, at_s=reading.taken_s, since_s=began_s)
+    minutes = reading.minutes_to_full
     if minutes is not None and minutes <= SOON_MINUTES:
         about = max(1, round(minutes))
-        message = f"Full in about {about} min, at {now.full_clock}"
-        yield News("soon", message, at_s=now.taken_s, since_s=began_s)
-    if now.status == "waiting":
-        message = f"Charging paused at {now.percent_text}"
+        message = f"Full in about {about} min, at {reading.full_clock}"
+        yield News("soon", message, at_s=reading.taken_s, since_s=began_s)
+    if reading.status == "waiting":
+        message = f"Charging paused at {reading.percent_text}"
         yield News("paused", message, at_s=stay.status_s, since_s=stay.status_s)
-    message = overdue_message(stay.charge, now)
+    message = overdue_message(stay.charge, reading)
     if message:
-        yield News("overdue", message, at_s=now.taken_s, since_s=began_s)
+        yield News("overdue", message, at_s=reading.taken_s, since_s=began_s)
 
 
-def started_message(stay: Stay, now: Reading) -> str:
+def started_message(stay: Stay, reading: Reading) -> str:
     percent = stay.percent_at_start(stay.charge)
     message = "Charging has begun"
     if percent is not None:
         message = f"Charging from {int(percent)}%"
-    return with_full_clock(message, now)
+    return with_full_clock(message, reading)
 
 
-def with_full_clock(message: str, now: Reading) -> str:
-    return f"{message}, full about {now.full_clock}" if now.full_clock else message
+def with_full_clock(message: str, reading: Reading) -> str:
+    return (
+        f"{message}, full about {reading.full_clock}" if reading.full_clock else message
+    )
 
 
-def has_reached(notify_at: float, stay: Stay, now: Reading) -> bool:
+def has_reached(notify_at: float, stay: Stay, reading: Reading) -> bool:
     """Whether the owner's own percentage is reached in a charge that began below it."""
     percent = stay.percent_at_start(stay.charge)
     if percent is None and stay.previous:
         percent = stay.previous.value
-    return percent is not None and percent < notify_at <= now.percent
+    return percent is not None and percent < notify_at <= reading.percent
 
 
-def overdue_message(charge: Charge, now: Reading) -> str:
+def overdue_message(charge: Charge, reading: Reading) -> str:
     """Say that a charge takes far too long: BMW can report it for days; "" if not."""
-    if now.status != "charging":
+    if reading.status != "charging":
         return ""
-    late_s = now.taken_s - charge.full_at_s
+    late_s = reading.taken_s - charge.full_at_s
     if charge.full_at_s and OVERDUE_S <= late_s <= DAY_S:
-        expected = f"BMW expected it full at {clock_at(charge.full_at_s, now.taken_s)}"
+        expected = (
+            f"BMW expected it full at {clock_at(charge.full_at_s, reading.taken_s)}"
+        )
         return f"{expected}, and has not confirmed it. Have a look."
-    lasts_s = now.taken_s - charge.began_s
+    lasts_s = reading.taken_s - charge.began_s
     if lasts_s >= LONGEST_CHARGE_S:
-        return f"Charging for {duration(lasts_s)} now, says BMW. Have a look."
+        return f"Charging for {duration(lasts_s)} reading, says BMW. Have a look."
     return ""
 
 
@@ -2459,12 +2469,12 @@ def charge_summary(stay: Stay, charge: Charge, ended_s: float, to_percent: str) 
     return f"{int(from_percent)} → {to_percent} in {lasts}"
 
 
-def is_over(news: News, made_s: float, stay: Stay, now: Reading) -> bool:
+def is_over(news: News, made_s: float, stay: Stay, reading: Reading) -> bool:
     """Whether a message made at `made_s` is no longer true at a later reading."""
     if news.kind in ("sign-in", "error"):
         return not is_own_fault(news.message)
     if news.kind in ("started", "soon", "overdue"):
-        return not stay.goes_on(now.taken_s) or stay.charge.began_s > made_s
+        return not stay.goes_on(reading.taken_s) or stay.charge.began_s > made_s
     if news.kind == "still":
         return is_gone(made_s, stay)
     return False
@@ -2523,7 +2533,7 @@ class ChargeWatch:
         return reading, news
 
     def _take_news(
-        self, events: Iterable[News], now: Reading, is_first: bool
+        self, events: Iterable[News], reading: Reading, is_first: bool
     ) -> list[News]:
         """Return the events that the owner has not heard of, and note them as told.
 
@@ -2536,12 +2546,12 @@ class ChargeWatch:
             kinds = [each.kind for each in news]
             if event.kind == "still" and "full" in kinds:
                 continue  # if "full" is told late, "still" can wait for the next reading
-            if self._was_told(event, now.taken_s):
+            if self._was_told(event, reading.taken_s):
                 continue
             self._memory.news_told_s[event.kind] = event.at_s
-            is_old = now.taken_s - event.at_s > NO_NEWS_S
-            is_of_before = is_first and event.kind not in ("soon", "overdue")
-            if not is_old and not is_of_before and not is_update:
+            is_old = reading.taken_s - event.at_s > NO_NEWS_S
+            predates_start = is_first and event.kind not in ("soon", "overdue")
+            if not is_old and not predates_start and not is_update:
                 news.append(event)
         return news
 
@@ -2552,18 +2562,18 @@ class ChargeWatch:
             return False
         return told_s >= event.since_s
 
-    def _step_news(self, now: Reading) -> list[News]:
-        risen = now.percent - self._memory.step_from
+    def _step_news(self, reading: Reading) -> list[News]:
+        risen = reading.percent - self._memory.step_from
         if round(risen, 6) < STEP_PERCENT:
             return []
-        message = with_full_clock(f"{now.percent_text} charged", now)
-        return [News("step", message, at_s=now.taken_s)]
+        message = with_full_clock(f"{reading.percent_text} charged", reading)
+        return [News("step", message, at_s=reading.taken_s)]
 
-    def _drop_what_is_over(self, stay: Stay, now: Reading) -> None:
+    def _drop_what_is_over(self, stay: Stay, reading: Reading) -> None:
         """Drop messages that have waited until they are no longer true."""
         kept = []
         for message in self._memory.outbox:
-            if is_over(message.news, message.made_s, stay, now):
+            if is_over(message.news, message.made_s, stay, reading):
                 logger.debug("no longer true, and not told: %s", message.summary)
                 continue
             if message.news.while_plugged and is_gone(message.made_s, stay):
@@ -2586,16 +2596,18 @@ class ChargeWatch:
 
     # The next poll
 
-    def next_poll_s(self, now: Reading, began_s: float) -> float:
+    def next_poll_s(self, reading: Reading, began_s: float) -> float:
         """Return when to poll next: after the interval, or earlier if news is due."""
         regular_s = began_s + self._interval_s
-        if not now.full_at_s or self._early_polls >= EARLY_POLLS:
+        if not reading.full_at_s or self._early_polls >= EARLY_POLLS:
             return regular_s
-        soon_s = now.full_at_s - SOON_MINUTES * MINUTE_S
+        soon_s = reading.full_at_s - SOON_MINUTES * MINUTE_S
         due_s = [
-            at_s for at_s in self._expected_news_s(now, soon_s) if at_s > now.taken_s
+            at_s
+            for at_s in self._expected_news_s(reading, soon_s)
+            if at_s > reading.taken_s
         ]
-        earliest_s = now.taken_s + LEAST_GAP_S
+        earliest_s = reading.taken_s + LEAST_GAP_S
         # If nothing is ahead, the car should be full by now.
         next_s = min(max(min(due_s, default=earliest_s), earliest_s), regular_s)
 
@@ -2607,11 +2619,13 @@ class ChargeWatch:
             self._early_polls += 1
         return next_s
 
-    def _expected_news_s(self, now: Reading, soon_s: float) -> list[float]:
-        times_s = [soon_s, now.full_at_s + AFTER_FULL_S]
-        if self._has_requests_to_spare(now.taken_s):
-            times_s.append(time_at_percent(now, self._memory.step_from + STEP_PERCENT))
-            times_s.append(time_at_percent(now, self._notify_at))
+    def _expected_news_s(self, reading: Reading, soon_s: float) -> list[float]:
+        times_s = [soon_s, reading.full_at_s + AFTER_FULL_S]
+        if self._has_requests_to_spare(reading.taken_s):
+            times_s.append(
+                time_at_percent(reading, self._memory.step_from + STEP_PERCENT)
+            )
+            times_s.append(time_at_percent(reading, self._notify_at))
         return times_s
 
     def _has_requests_to_spare(self, now_s: float) -> bool:
@@ -2629,15 +2643,15 @@ class ChargeWatch:
         return True
 
 
-def time_at_percent(now: Reading, percent: float) -> float:
+def time_at_percent(reading: Reading, percent: float) -> float:
     """Return when the charge reaches a percentage if it rises evenly; 0 if it has.
 
     Aim 0.1 % higher, because a rounded interpolation could be just below.
     """
-    if not now.percent < percent < 100:
+    if not reading.percent < percent < 100:
         return 0.0
-    share = (percent + 0.1 - now.percent) / (100 - now.percent)
-    return now.taken_s + (now.full_at_s - now.taken_s) * share
+    share = (percent + 0.1 - reading.percent) / (100 - reading.percent)
+    return reading.taken_s + (reading.full_at_s - reading.taken_s) * share
 
 
 # --- Log lines ------------------------------------------------------------------------
