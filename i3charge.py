@@ -2403,7 +2403,7 @@ def overdue_message(charge: Charge, reading: Reading) -> str:
         return f"{expected}, and has not confirmed it. Have a look."
     lasts_s = reading.taken_s - charge.began_s
     if lasts_s >= LONGEST_CHARGE_S:
-        return f"Charging for {duration(lasts_s)} reading, says BMW. Have a look."
+        return f"Charging for {duration(lasts_s)} now, says BMW. Have a look."
     return ""
 
 

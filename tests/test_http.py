@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import gc
 import gzip
 import logging
 import socket
-import threading
 import tracemalloc
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
-from urllib.parse import unquote
 
 import hypothesis
 import pytest
-from conftest import Clock, Start
-from fake_bmw import Answer, Handler, Portal, Recorder, car
-from fake_cardata import CarData, Client, saved
+from conftest import Start, closing
+from fake_bmw import Answer, Handler, Portal, Recorder, Server, car
 from hypothesis import strategies as st
 
 import i3charge
-from i3charge import HttpAnswer, Memory, News, Settings, Trouble
+from i3charge import HttpAnswer, Trouble
 
 
 def ask(url: str, **more: Any) -> HttpAnswer:
@@ -36,11 +31,11 @@ def failure(url: str, **more: Any) -> Trouble:
     return raised.value
 
 
-def raw(text: str | bytes, then: Callable[[Handler], None] | None = None) -> Answer:
-    """Send bytes as they are, and hang up."""
+def raw(text: str, then: Callable[[Handler], None] | None = None) -> Answer:
+    """Send a text as it is, and hang up."""
 
     def answer(handler: Handler) -> None:
-        handler.wfile.write(text.encode("latin-1") if isinstance(text, str) else text)
+        handler.wfile.write(text.encode())
         handler.wfile.flush()
         if then:
             then(handler)
@@ -49,13 +44,15 @@ def raw(text: str | bytes, then: Callable[[Handler], None] | None = None) -> Ans
     return answer
 
 
-RESET = b"\1\0\0\0\0\0\0\0"  # as SO_LINGER: closing resets the connection
+def break_off(connection: socket.socket) -> None:
+    linger = b"\1\0\0\0\0\0\0\0"  # so that closing it resets it
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    connection.close()
 
 
 def reset(handler: Handler) -> None:
     """Read the request, and break the connection."""
-    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    handler.connection.close()
+    break_off(handler.connection)
     handler.close_connection = True
 
 
@@ -64,55 +61,27 @@ def never(handler: Handler) -> None:
     handler.reply(200)  # for a client that waits without a limit
 
 
-class HandshakeServer:
-    """A server that reads the first message of a TLS handshake, and does `then`."""
+class HandshakeServer(Server):
+    """Reads the first message of each TLS handshake, and does `then`."""
 
-    def __init__(self) -> None:
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"https://127.0.0.1:{self.socket.getsockname()[1]}/"
-        self.then: Callable[[socket.socket], None] = self.reset
-        self.handshakes = 0
-        self.closing = threading.Event()
-        threading.Thread(target=self._serve, daemon=True).start()
+    then: Callable[[socket.socket], object]
+    handshakes = 0
 
-    def _serve(self) -> None:
-        while not self.closing.is_set():
-            connection, _ = self.socket.accept()
-            with connection:
-                self.handshakes += bool(connection.recv(1 << 14))
-                self.then(connection)
-
-    def reset(self, connection: socket.socket) -> None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-
-    def hang_up(self, connection: socket.socket) -> None:
-        """Close the connection in an orderly way."""
-
-    def say_nothing(self, connection: socket.socket) -> None:
-        connection.recv(1 << 14)  # until the client hangs up
-
-    def close(self) -> None:
-        self.closing.set()
-        socket.create_connection(self.socket.getsockname()).close()
-        self.socket.close()
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        self.handshakes += bool(request.recv(1 << 14))
+        self.then(request)
 
 
 @pytest.fixture
 def handshake() -> Iterator[HandshakeServer]:
-    server = HandshakeServer()
-    yield server
-    server.close()
+    yield from closing(HandshakeServer())
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-
-
-OK = "HTTP/1.1 200 OK\r\n"
-SHORT: dict[str, Any] = {"timeout_s": (5.0, 0.2)}
 
 
 # --- Sent or not ----------------------------------------------------------------------
@@ -128,107 +97,49 @@ def test_connection_that_is_refused_has_sent_nothing(webhook: Recorder) -> None:
     webhook.listen_again()
 
 
-def test_name_that_is_not_found_has_sent_nothing() -> None:
-    assert not failure("http://nowhere.invalid/").was_sent
+@pytest.mark.parametrize(
+    "then",
+    [break_off, lambda connection: None, lambda connection: connection.recv(1 << 14)],
+    ids=["reset", "hung-up", "time-out"],
+)
+def test_connection_that_breaks_in_the_tls_handshake_has_sent_nothing(
+    handshake: HandshakeServer, then: Callable[[socket.socket], object]
+) -> None:
+    handshake.then = then
+    url = handshake.url.replace("http:", "https:")
+    assert not failure(url, timeout_s=(0.2, 0.2)).was_sent
+    assert handshake.handshakes == 1
 
 
+PORT = "127.0.0.1:{port}"
+BMW = "https://bmw.invalid/"
 PROXY = "look at ALL_PROXY and HTTPS_PROXY"
-UNSENT: dict[str, tuple[dict[str, str], str, str]] = {
-    "not secure": (
-        {},
-        "https://127.0.0.1:{port}/",
-        "look at the network, the clock and REQUESTS_CA_BUNDLE",
+UNSENT: dict[str, tuple[str, str, str]] = {
+    "not secure": ("", f"https://{PORT}/", "look at the network, the clock and REQUESTS_CA_BUNDLE"),
+    "no certificates": (
+        "REQUESTS_CA_BUNDLE=/nowhere/secret",
+        BMW,
+        "look at REQUESTS_CA_BUNDLE, or",
     ),
-    "no file of certificates": (
-        {"REQUESTS_CA_BUNDLE": "/nowhere/secret.pem"},
-        "https://bmw.invalid/",
-        "look at REQUESTS_CA_BUNDLE, or set up .venv anew: certificates are missing",
-    ),
-    "proxy that needs a package": (
-        {"ALL_PROXY": "socks5://secret@127.0.0.1:1"},
-        "https://bmw.invalid/",
-        "look at ALL_PROXY: SOCKS needs pysocks",
-    ),
-    "proxy of another kind": (
-        {"HTTPS_PROXY": "gopher://secret"},
-        "https://bmw.invalid/",
-        "HTTPS_PROXY",
-    ),
-    "proxy without a host": ({"HTTPS_PROXY": "http://:80/secret"}, "https://bmw.invalid/", PROXY),
-    "proxy that is not there": (
-        {"HTTP_PROXY": "http://secret@127.0.0.1:1"},
-        "http://bmw.invalid/",
-        PROXY,
-    ),
-    "proxy that refuses": (
-        {"HTTPS_PROXY": "http://secret@127.0.0.1:{port}"},
-        "https://bmw.invalid/",
-        PROXY,
-    ),
-    "address": ({}, "http://bmw..invalid/secret", "look at the address"),
+    "proxy that needs a package": ("ALL_PROXY=socks5://secret@h:1", BMW, "SOCKS needs pysocks"),
+    "proxy of another kind": ("HTTPS_PROXY=gopher://secret", BMW, "HTTPS_PROXY"),
+    "proxy without a host": ("HTTPS_PROXY=http://:80/secret", BMW, PROXY),
+    "proxy that refuses": (f"HTTPS_PROXY=http://secret@{PORT}", BMW, PROXY),
+    "address": ("", "http://bmw..invalid/secret", "look at the address"),
 }
 
 
-@pytest.mark.usefixtures("no_proxy")
 @pytest.mark.parametrize("name", UNSENT)
 def test_request_that_this_computer_could_not_send_says_where_to_look(
     webhook: Recorder, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    environment, url, hint = UNSENT[name]
-    for variable, value in environment.items():
-        monkeypatch.setenv(variable, value.format(port=webhook.server_port))
-    problem = failure(url.format(port=webhook.server_port))
+    variable, url, hint = (text.format(port=webhook.server_port) for text in UNSENT[name])
+    if variable:
+        monkeypatch.setenv(*variable.split("="))
+    problem = failure(url)
     assert not problem.was_sent
     assert hint in str(problem).partition("): ")[2]
     assert "secret" not in str(problem)
-
-
-@pytest.mark.usefixtures("no_proxy")
-@pytest.mark.parametrize("how", ["reset", "hang_up", "say_nothing"])
-def test_connection_that_breaks_in_the_tls_handshake_has_sent_nothing(
-    handshake: HandshakeServer, how: str
-) -> None:
-    handshake.then = getattr(handshake, how)
-    assert not failure(handshake.url, timeout_s=(0.5, 0.5)).was_sent
-    assert handshake.handshakes == 1
-
-
-@pytest.mark.usefixtures("no_proxy")
-def test_unsent_message_is_tried_for_a_day(clock: Clock, handshake: HandshakeServer) -> None:
-    memory = Memory()
-    settings = Settings(webhook_url=handshake.url)
-    outbox = i3charge.Outbox(settings, memory, saved, "")
-    outbox.add(News("full", "Fully charged."), None)
-    for _ in range(24 * 60 - 1):
-        outbox.deliver()
-        clock.sleep(60)
-    assert [message.unanswered for message in memory.outbox] == [0]
-    assert handshake.handshakes > 24
-
-
-@pytest.mark.usefixtures("no_proxy")
-def test_unsent_request_does_not_count_against_bmws_quota(
-    cardata: CarData, handshake: HandshakeServer
-) -> None:
-    client = Client(cardata, cardata.signed_in(), CARDATA_BASE_URL=handshake.url)
-    assert not client.refused().was_sent
-    assert (handshake.handshakes, client.memory.requests_s) == (1, [])
-
-
-def test_connection_that_is_not_made_in_time_has_sent_nothing() -> None:
-    with socket.socket() as full:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        port = full.getsockname()[1]
-        waiting = []
-        for _ in range(4):  # until its queue is full
-            waiting.append(socket.socket())
-            waiting[-1].setblocking(False)
-            waiting[-1].connect_ex(("127.0.0.1", port))
-        problem = failure(f"http://127.0.0.1:{port}/", timeout_s=(0.2, 5.0))
-        for each in waiting:
-            each.close()
-    assert not problem.was_sent
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -236,104 +147,20 @@ def test_connection_that_is_not_made_in_time_has_sent_nothing() -> None:
     "answer",
     [
         reset,
-        lambda handler: setattr(handler, "close_connection", True),
         never,
         raw("no HTTP at all\r\n\r\n"),
         lambda handler: handler.reply(302, Location="http://[::1/secret"),
-        lambda handler: handler.reply(302, Location="http://h/\xff"),
     ],
-    ids=["reset", "hung-up", "time-out", "garbage", "no-address", "no-utf-8"],
+    ids=["reset", "time-out", "garbage", "malformed-redirect"],
 )
 def test_request_that_was_read_counts_as_sent(webhook: Recorder, answer: Answer) -> None:
     webhook.answers = [answer]
-    problem = failure(webhook.url + "secret-path", **SHORT)
+    problem = failure(webhook.url + "secret-path", timeout_s=(5, 0.2))
     assert "secret" not in str(problem)
     was_sent = problem.was_sent
     del problem
     gc.collect()  # requests leaves the connection of a malformed redirect to it
     assert was_sent
-
-
-# --- What is sent ---------------------------------------------------------------------
-
-
-def test_netrc_cannot_replace_the_token(
-    portal: Portal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "netrc"
-    file.write_text("machine 127.0.0.1 login secret password secret\n")
-    monkeypatch.setenv("NETRC", str(file))
-    settings = i3charge.load_settings(portal.settings(), "portal", "")
-    i3charge.Portal(settings).poll()
-    login, poll = [request.headers.get("Authorization") for request in portal.requests]
-    assert (login, poll) == (None, f"Bearer {portal.tokens[0]}")
-
-
-@pytest.mark.parametrize(
-    "password", ["secret", "hasło", "пароль", "has%C5%82o", "%23%2F%3F%5B", "p@ss:word"]
-)
-def test_password_in_ones_own_address_is_sent_as_utf_8(webhook: Recorder, password: str) -> None:
-    own = webhook.url.replace("//", f"//me:{password}@")
-    url, credentials = i3charge.split_credentials(own)
-    ask(url, auth=credentials)
-    scheme, encoded = webhook.requests[0].headers["Authorization"].split()
-    assert (scheme, base64.b64decode(encoded).decode()) == ("Basic", f"me:{unquote(password)}")
-
-
-@pytest.fixture
-def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The hosts that are looked up. The connections to all of them lead to this computer."""
-    hosts: list[str] = []
-    real = socket.getaddrinfo
-
-    def look_up(host: str, port: int, *more: Any, **options: Any) -> Any:
-        hosts.append(host)
-        return real("127.0.0.1", port, socket.AF_INET, socket.SOCK_STREAM)
-
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    return hosts
-
-
-@pytest.mark.usefixtures("no_proxy")
-@pytest.mark.parametrize(
-    ("host", "is_nearby"),
-    [
-        ("localhost", True),
-        ("127.0.0.1", True),
-        ("[::1]", True),
-        ("10.0.0.7", True),
-        ("172.16.0.7", True),
-        ("192.168.178.20", True),
-        ("169.254.7.7", True),
-        ("[fe80::7]", True),
-        ("[fd00::7]", True),
-        ("homeassistant.local", True),
-        ("HomeAssistant.LOCAL", True),
-        ("8.8.8.8", False),
-        ("172.32.0.7", False),
-        ("[2606:4700::1111]", False),
-        ("bmw.invalid", False),
-        ("local.invalid", False),
-        ("notlocal", False),
-    ],
-)
-def test_nearby_host_is_not_asked_through_the_proxy(
-    webhook: Recorder,
-    ntfy: Recorder,
-    monkeypatch: pytest.MonkeyPatch,
-    looked_up: list[str],
-    host: str,
-    is_nearby: bool,
-) -> None:
-    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy"):
-        monkeypatch.setenv(variable, ntfy.url)
-    url = f"http://{host}:{webhook.server_port}/secret"
-    ask(url)
-    asked = {"directly": len(webhook.requests), "proxy": len(ntfy.requests)}
-    assert asked == {"directly": is_nearby, "proxy": not is_nearby}
-    # Only to connect: that tells a name server nothing that it need not know.
-    expected = host.strip("[]").lower() if is_nearby else "127.0.0.1"
-    assert [each.lower() for each in looked_up] == [expected]
 
 
 ADDRESS = st.lists(
@@ -343,7 +170,6 @@ ADDRESS = st.lists(
 )
 
 
-@pytest.mark.usefixtures("no_proxy")
 @hypothesis.given(st.sampled_from(["http://", "https://"]), ADDRESS)
 def test_any_address_that_the_settings_accept_gets_an_answer_or_a_trouble(
     scheme: str, parts: list[str]
@@ -359,6 +185,62 @@ def test_any_address_that_the_settings_accept_gets_an_answer_or_a_trouble(
         patch.setattr(socket, "getaddrinfo", look_up)
         url, credentials = i3charge.split_credentials(address)
         assert not failure(url, auth=credentials or i3charge.without_netrc).was_sent
+
+
+# --- What is sent ---------------------------------------------------------------------
+
+
+def test_netrc_cannot_replace_the_token(
+    webhook: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "netrc"
+    file.write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("NETRC", str(file))
+    ask(webhook.url, headers={"Authorization": "Bearer token"})
+    assert webhook.requests[0].headers["Authorization"] == "Bearer token"
+
+
+@pytest.fixture
+def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The hosts that are looked up. The connections to all of them lead to this computer."""
+    hosts: list[str] = []
+    real = socket.getaddrinfo
+
+    def look_up(host: str, port: int, *more: Any, **options: Any) -> Any:
+        hosts.append(host.lower())
+        return real("127.0.0.1", port, socket.AF_INET, socket.SOCK_STREAM)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return hosts
+
+
+@pytest.mark.parametrize(
+    ("host", "is_nearby"),
+    [
+        ("localhost", True),
+        ("192.168.178.20", True),
+        ("[fe80::7]", True),
+        ("HomeAssistant.LOCAL", True),
+        ("8.8.8.8", False),
+        ("bmw.invalid", False),
+        ("notlocal", False),
+    ],
+)
+def test_nearby_host_is_not_asked_through_the_proxy(
+    webhook: Recorder,
+    ntfy: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    looked_up: list[str],
+    host: str,
+    is_nearby: bool,
+) -> None:
+    for variable in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(variable, ntfy.url)
+    ask(f"http://{host}:{webhook.server_port}/secret")
+    asked = {"directly": len(webhook.requests), "proxy": len(ntfy.requests)}
+    assert asked == {"directly": is_nearby, "proxy": not is_nearby}
+    # Only to connect: that tells a name server nothing that it need not know.
+    assert looked_up == [host.strip("[]").lower() if is_nearby else "127.0.0.1"]
 
 
 def test_answers_are_wanted_uncompressed(webhook: Recorder) -> None:
@@ -378,84 +260,47 @@ def test_each_request_has_a_connection_of_its_own(webhook: Recorder) -> None:
 # --- What comes back ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [302, 307])
-def test_redirect_is_an_answer_and_not_followed(webhook: Recorder, status: int) -> None:
-    webhook.answers = [lambda handler: handler.reply(status, Location=webhook.url + "next")]
-    assert ask(webhook.url).status == status
+def test_redirect_is_an_answer_and_not_followed(webhook: Recorder) -> None:
+    webhook.answers = [lambda handler: handler.reply(302, Location=webhook.url + "next")]
+    assert ask(webhook.url).status == 302
     assert len(webhook.requests) == 1
 
 
-@pytest.mark.parametrize(
-    "body", ["", "[]", "[" * 100_000, '{"a": ' + "9" * 5000 + "}", "\xff"], ids=range(5)
-)
-def test_body_without_an_object_is_an_empty_one(webhook: Recorder, body: str) -> None:
-    webhook.answers = [lambda handler: handler.reply(200, body.encode("latin-1"))]
-    assert ask(webhook.url).json() == {}
+TOO_SHORT = 'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"a": 1}'
+NO_OBJECTS: dict[str, Answer] = {
+    "empty": lambda handler: handler.reply(200),
+    "list": lambda handler: handler.reply(200, "[]"),
+    "too-deep": lambda handler: handler.reply(200, "[" * 100_000),
+    "no-utf-8": lambda handler: handler.reply(200, b"\xff"),
+    "no-gzip": lambda handler: handler.reply(200, {"a": 1}, Content_Encoding="gzip"),
+    "hung-up": raw(TOO_SHORT),
+    "reset": raw(TOO_SHORT, reset),
+}
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        raw(OK + 'Content-Length: 100\r\n\r\n{"a": '),
-        raw(OK + 'Transfer-Encoding: chunked\r\n\r\n10\r\n{"a": 1}\r\n'),
-        raw(OK + 'Content-Length: 100\r\n\r\n{"a": 1}', reset),
-    ],
-    ids=["hung-up", "chunk", "reset"],
-)
-def test_body_that_breaks_off_is_no_object(webhook: Recorder, answer: Answer) -> None:
-    webhook.answers = [answer]
-    found = ask(webhook.url, **SHORT)
+@pytest.mark.parametrize("name", NO_OBJECTS)
+def test_body_without_a_whole_object_is_an_empty_one(webhook: Recorder, name: str) -> None:
+    webhook.answers = [NO_OBJECTS[name]]
+    found = ask(webhook.url)
     assert (found.status, found.json()) == (200, {})
 
 
-@pytest.mark.parametrize("coding", ["identity", "gzip", "deflate"])
-@pytest.mark.parametrize("pieces", [1, 7])
-def test_packed_or_chunked_body_is_read_whole(webhook: Recorder, coding: str, pieces: int) -> None:
+def test_long_body_is_read_whole_and_unpacked(webhook: Recorder) -> None:
     """A server may pack its answer although that was not asked for."""
-    text = '{"a": "' + "".join(map(str, range(20_000))) + '"}'
-    packers: dict[str, Callable[[bytes], bytes]] = {
-        "identity": bytes,
-        "gzip": gzip.compress,
-        "deflate": zlib.compress,
-    }
-    body = packers[coding](text.encode())
-    assert len(body) > 3 * i3charge.CHUNK_BYTES
-    size = -(-len(body) // pieces)
-    chunks = [body[at : at + size] for at in range(0, len(body), size)]
-    lines = [b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in [*chunks, b""]]
-    head = f"{OK}Content-Encoding: {coding}\r\nTransfer-Encoding: chunked\r\n\r\n"
-    webhook.answers = [raw(head.encode() + b"".join(lines))]
-    found = ask(webhook.url)
-    assert found.body.decode() == text
-    assert set(found.json()) == {"a"}
+    body = " ".join(map(str, range(20_000))).encode()
+    packed = gzip.compress(body)
+    assert len(packed) > 3 * i3charge.CHUNK_BYTES
+    webhook.answers = [lambda handler: handler.reply(200, packed, Content_Encoding="gzip")]
+    assert ask(webhook.url).body == body
 
 
-def test_body_that_cannot_be_unpacked_is_no_object(webhook: Recorder) -> None:
-    webhook.answers = [lambda handler: handler.reply(200, {"a": 1}, Content_Encoding="gzip")]
-    found = ask(webhook.url)
-    assert (found.status, found.json()) == (200, {})
-
-
-def packed_zeros(megabytes: int) -> bytes:
-    packer = zlib.compressobj(wbits=31)
-    packed = [packer.compress(bytes(1 << 20)) for _ in range(megabytes)]
-    return b"".join([*packed, packer.flush()])
-
-
-@pytest.mark.parametrize("is_packed", [False, True])
-def test_huge_body_costs_no_memory(webhook: Recorder, is_packed: bool) -> None:
-    def huge(handler: Handler) -> None:
-        for _ in range(200):
-            handler.wfile.write(b"x" * (1 << 20))
-
-    webhook.answers = [raw(OK + "\r\n", huge)]
-    if is_packed:
-        packed = packed_zeros(200)
-        webhook.answers = [lambda handler: handler.reply(200, packed, Content_Encoding="gzip")]
+def test_huge_body_costs_no_memory(webhook: Recorder) -> None:
+    packed = gzip.compress(bytes(100 << 20))
+    webhook.answers = [lambda handler: handler.reply(200, packed, Content_Encoding="gzip")]
     tracemalloc.start()
     try:
         assert len(ask(webhook.url).body) == i3charge.BODY_LIMIT_BYTES
-        assert tracemalloc.get_traced_memory()[1] < 50 * i3charge.BODY_LIMIT_BYTES
+        assert tracemalloc.get_traced_memory()[1] < 20 * i3charge.BODY_LIMIT_BYTES
     finally:
         tracemalloc.stop()
 
@@ -468,27 +313,19 @@ def test_verbose_names_no_address(webhook: Recorder, log: pytest.LogCaptureFixtu
 
 # --- A bad night ----------------------------------------------------------------------
 
-NIGHT: dict[str, tuple[Answer, str]] = {
-    "reset": (reset, "no answer from 127.0.0.1 when asked for the car's status"),
-    "garbage": (raw("secret\r\n\r\n"), "no answer from 127.0.0.1 when asked for the car's status"),
-    "gateway": (lambda h: h.reply(502, "<html>secret"), "is out of order"),
-    "teapot": (lambda h: h.reply(418), "gave no useful answer"),
-    "empty": (lambda h: h.reply(200), "gave no useful answer"),
-    "deep": (lambda h: h.reply(200, "[" * 100_000), "gave no useful answer"),
-    "redirect": (lambda h: h.reply(302, Location="http://[secret/"), "no answer from 127.0.0.1"),
-}
-
 
 def test_script_goes_on_after_every_fault_and_says_each_in_a_line(
     portal: Portal, start: Start
 ) -> None:
-    faults = [answer for answer, _ in NIGHT.values()]
-    portal.readings = [car("50"), *faults, car("60")]
-    constants = {"LEAST_LONGEST_PAUSE_S": 0.05}
-    script = start(settings=portal.settings(), constants=constants)
+    faults: dict[str, Answer] = {
+        "no answer from 127.0.0.1 when asked for": reset,
+        "is out of order": lambda handler: handler.reply(502, "<html>secret"),
+        "gave no useful answer": NO_OBJECTS["too-deep"],
+    }
+    portal.readings = [car("50"), *faults.values(), car("60")]
+    script = start(settings=portal.settings(), constants={"LEAST_LONGEST_PAUSE_S": 0.05})
     script.wait_for_readings(2)
     script.interrupt()
     said = [line for line in script.stderr if "next try in" in line]
-    assert len(said) == len(NIGHT)
-    for line, (_, expected) in zip(said, NIGHT.values()):
-        assert expected in line
+    assert [fault in line for fault, line in zip(faults, said)] == [True] * len(said)
+    assert len(said) == len(faults)
