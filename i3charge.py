@@ -357,7 +357,7 @@ def is_loopback(url: str) -> bool:
 
 
 # --- Observations, readings and news --------------------------------------------------
-CLOCK_ERROR_S = DAY_S  # a timestamp farther in the future is not usable
+CLOCK_ERROR_S = DAY_S  # a timestamp farther in the future is ignored
 
 # Observations with the same time are processed in this order.
 Topic = Literal[
@@ -369,7 +369,7 @@ TOPICS: tuple[Topic, ...] = get_args(Topic)
 class Observation(NamedTuple):
     """A value on one topic, sent by the car or (predicted, hv_status) computed by BMW."""
 
-    at_s: float  # when the car sent it; 0 if BMW gives no usable time
+    at_s: float  # when the car sent it; 0 if BMW gives no valid time
     topic: Topic
     value: Any  # one of BMW's keywords, a percentage, or the time expected for full
 
@@ -562,10 +562,10 @@ def number(value: object, most: float) -> float | None:
     return None
 
 
-def timestamp_s(value: object) -> float:
-    """Convert an ISO 8601 timestamp to Unix time; return 0 if invalid or before 1970.
+def timestamp_s(value: object, now_s: float) -> float:
+    """Convert an ISO 8601 timestamp to Unix time; a missing offset means UTC.
 
-    A timestamp without an offset is taken as UTC.
+    Return 0 if it is invalid, before 1970, or too far in the future.
     """
     text = text_or_empty(value).replace("Z", "+00:00")
     # Python 3.9 and 3.10 accept fractional seconds with 3 or 6 digits only.
@@ -574,7 +574,8 @@ def timestamp_s(value: object) -> float:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=timezone.utc)
-        return max(0.0, moment.timestamp())
+        at_s = moment.timestamp()
+        return at_s if 0 < at_s <= now_s + CLOCK_ERROR_S else 0.0
     return 0.0
 
 
@@ -603,8 +604,10 @@ class SignIn:
     refresh_token: str = ""  # valid for two weeks, and for a single use
     refusals: int = 0  # consecutive, of the refresh token
     is_out_of_scope: bool = False  # not valid for CarData; renewing does not help
-    codes: int = 0  # device codes requested since the last tokens
-    codes_refused: int = 0  # of these, by BMW
+    codes: int = 0  # device codes requested since the last sign-in or refused code
+    codes_refused: int = (
+        0  # confirmed codes that BMW has refused since the last sign-in
+    )
     next_code_s: float = 0.0  # earliest time to request another device code
 
 
@@ -965,7 +968,7 @@ def is_nearby(host: str) -> bool:
     """
     with suppress(ValueError):
         return ipaddress.ip_address(host.partition("%")[0]).is_private
-    return host == "localhost" or host.endswith(".local")
+    return "." not in host or host.endswith(".local")
 
 
 def read_body(response: requests.Response) -> bytes:
@@ -1071,11 +1074,12 @@ class CarDataSignIn:
         return self._memory.sign_in.access_token
 
     def _get_tokens(self) -> None:
-        if not self._code:
-            if not (self._can_renew() and self._renew()):
-                raise self._request_for_owner()
-        elif not self._renew_while_pending():
-            self._redeem(self._code)
+        if self._code:
+            if not self._renew_while_pending():
+                self._redeem(self._code)
+            return
+        if not self._can_renew() or not self._renew():
+            raise self._request_for_owner()
 
     def expire(self) -> None:
         """Mark the access token as expired, after BMW has refused it early."""
@@ -1164,8 +1168,8 @@ class CarDataSignIn:
     def _request_for_owner(self) -> Trouble:
         """Return the Trouble that asks the owner to sign in, or names the next time.
 
-        Request a code only if the owner is told: at once, after an hour, then every six
-        hours.
+        The owner is told each code, so request one at once, one after an hour, and then
+        one every six hours.
         """
         if not self._may_ask:
             why = "CarData needs a sign-in: run i3charge.py by hand, without --once"
@@ -1663,7 +1667,9 @@ def report_in(values: Mapping[str, Any], now_s: float) -> Report:
     def entry(descriptor: str) -> Entry:
         said = dict_or_empty(values.get(descriptor))
         return Entry(
-            said.get("value"), said.get("unit"), timestamp_s(said.get("timestamp"))
+            said.get("value"),
+            said.get("unit"),
+            timestamp_s(said.get("timestamp"), now_s),
         )
 
     def observations_of(topic: Topic, descriptor: str) -> list[Observation]:
@@ -1793,7 +1799,7 @@ def portal_report_in(car: Mapping[str, Any], now_s: float) -> Report:
     # Such as 27.02.2018 19:59:03 UTC
     updated = text_or_empty(car.get("updateTime"))
     stamp = re.sub(r"(..)\.(..)\.(....) (.*) UTC", r"\3-\2-\1 \4", updated)
-    updated_s = timestamp_s(stamp)
+    updated_s = timestamp_s(stamp, now_s)
     as_of_s = updated_s or now_s
     # The plug and the status get no time. Otherwise each answer would look as if the car
     # had been plugged in again.
@@ -1855,18 +1861,17 @@ FASTEST_PERCENT = 2.0  # per minute: 50 kW into the largest battery
 def merged(journal: list[Observation], report: Report) -> list[Observation]:
     """Return the journal with a report's observations, sorted by time.
 
-    Date an observation without a usable time as of the report if its value is new, and
-    drop it otherwise.
+    Date an observation without a time as of the report if its value is new, and drop it
+    otherwise.
     """
     found = list(journal)
     for new in report.observations:
-        if not 0 < new.at_s <= report.taken_s + CLOCK_ERROR_S:
-            # Drop what this topic was given by a clock that was ahead.
-            found = [
-                each
-                for each in found
-                if each.topic != new.topic or each.at_s <= report.as_of_s
-            ]
+        # BMW reports the latest observation, so the clock was wrong for a later one.
+        latest_s = max(new.at_s, report.taken_s) if new.at_s else report.as_of_s
+        found = [
+            each for each in found if each.topic != new.topic or each.at_s <= latest_s
+        ]
+        if not new.at_s:
             values = [each.value for each in found if each.topic == new.topic]
             if values and values[-1] == new.value:
                 continue
@@ -2084,6 +2089,11 @@ class Stay:
 
     def percent_at_end(self, charge: Charge, ended_s: float) -> float | None:
         """Return the percentage at which a charge ended, if the car has sent it."""
+        found = self._percent_near_end(charge, ended_s)
+        return found.value if found else None
+
+    def _percent_near_end(self, charge: Charge, ended_s: float) -> Observation | None:
+        """Return the first percentage after the end or, if none, the last before it."""
         known = [each for each in self.percents if each.at_s > charge.began_s]
         latest_s = ended_s + LATEST_PERCENT_S
         if self.status == "unplugged":  # later ones belong to the drive
@@ -2092,7 +2102,18 @@ class Stay:
         after = [each for each in known if ended_s <= each.at_s <= latest_s]
         before = [each for each in known if earliest_s <= each.at_s < ended_s]
         found = after[:1] or before[-1:]
-        return found[0].value if found else None
+        return found[0] if found else None
+
+    def _may_be_full_at_end(self, charge: Charge, ended_s: float) -> bool:
+        """Return whether the percentage near the end leaves open that the car is full.
+
+        One from before the end may have risen since.
+        """
+        found = self._percent_near_end(charge, ended_s)
+        if not found:
+            return True
+        minutes = max(0.0, ended_s - found.at_s) / MINUTE_S
+        return bool(found.value + FASTEST_PERCENT * minutes >= NEARLY_FULL)
 
     def full_s(self, now_s: float) -> float:
         """Return when the car became full; 0 if it did not.
@@ -2125,10 +2146,9 @@ class Stay:
         return said_s >= self.since_s + RESENT_S
 
     def _is_full_at_goal(self, reached_s: float) -> bool:
-        """Return whether the percentage at a goal agrees, or is unknown."""
+        """Return whether no percentage contradicts that a goal was 100 %."""
         begun = [each for each in self.charges if each.began_s < reached_s]
-        percent = self.percent_at_end(begun[-1] if begun else Charge(), reached_s)
-        return percent is None or percent >= NEARLY_FULL
+        return self._may_be_full_at_end(begun[-1] if begun else Charge(), reached_s)
 
     def goes_on(self, now_s: float) -> bool:
         """Return whether a charge really goes on.
@@ -2143,16 +2163,15 @@ class Stay:
     def is_settled(self, charge: Charge, now_s: float) -> bool:
         """Return whether the outcome of a stopped charge is known, or overdue.
 
-        At 99 %, only the reason tells whether the car is full.
+        If the car may be full, for example at 99 %, only the reason tells.
         """
-        if now_s >= charge.stopped_s + LATEST_PERCENT_S:
+        ended_s = charge.stopped_s
+        if now_s >= ended_s + LATEST_PERCENT_S:
             return True
-        percent = self.percent_at_end(charge, charge.stopped_s)
-        if percent is None:
+        if self._percent_near_end(charge, ended_s) is None:
             return False
-        earliest_s = charge.stopped_s - TOGETHER_S
-        has_reason = any(each.at_s >= earliest_s for each in self.reasons)
-        return percent < NEARLY_FULL or has_reason
+        has_reason = any(each.at_s >= ended_s - TOGETHER_S for each in self.reasons)
+        return has_reason or not self._may_be_full_at_end(charge, ended_s)
 
     def computed_percent(self, now_s: float) -> float:
         """Return BMW's prediction, or else assume that the charge rises evenly.
@@ -2330,7 +2349,7 @@ NO_NEWS_S = 36 * HOUR_S
 
 
 def events_in(stays: list[Stay], reading: Reading, notify_at: float) -> Iterator[News]:
-    """Yield all that the stays hold, told or untold, in the order of telling."""
+    """Yield every event in the stays, told or not, in the order of telling."""
     now_s = reading.taken_s
     full_indexes = [index for index, stay in enumerate(stays) if stay.full_s(now_s)]
     last_full = max(full_indexes, default=-1)
@@ -2392,7 +2411,10 @@ def has_reached(notify_at: float, stay: Stay, reading: Reading) -> bool:
 
 
 def overdue_message(charge: Charge, reading: Reading) -> str:
-    """Say that a charge takes far too long: BMW can report it for days; "" if not."""
+    """Return a warning if a charge takes far too long; "" if not.
+
+    BMW may report for days that a full car charges.
+    """
     if reading.status != "charging":
         return ""
     late_s = reading.taken_s - charge.full_at_s
@@ -2582,7 +2604,7 @@ class ChargeWatch:
         self._memory.outbox = kept
 
     def silence_news(self, now_s: float) -> News | None:
-        """Return news if the last reading of a charge is too old, but not by a day."""
+        """Return news if a reading is overdue during a charge, by a day at most."""
         last = self._memory.last
         if last is None or last.status != "charging":
             return None
@@ -2597,7 +2619,10 @@ class ChargeWatch:
     # The next poll
 
     def next_poll_s(self, reading: Reading, began_s: float) -> float:
-        """Return when to poll next: after the interval, or earlier if news is due."""
+        """Return when to poll next: after the interval, or earlier if news is due.
+
+        It may be up to LEAST_GAP_S later, if that poll can then tell "soon".
+        """
         regular_s = began_s + self._interval_s
         if not reading.full_at_s or self._early_polls >= EARLY_POLLS:
             return regular_s
@@ -3051,7 +3076,7 @@ def is_due(message: Message, now_s: float) -> bool:
 
 
 def text_to_send(message: Message, now_s: float) -> str:
-    """The message; if it is late, with the time that it tells of."""
+    """Return the message, with the time of the event if it is late."""
     news = message.news
     if news.at_s and now_s > message.made_s + LATE_S:
         return f"{clock_at(news.at_s, now_s)}: {news.text}"
@@ -3596,7 +3621,7 @@ class SimulatedCar:
         return Report(now_s, now_s, observations, round(percent * 1.6, 1), "km")
 
     def _full_at(self, percent: float, now_s: float) -> float:
-        """Return a time of day that stands still, until the end is near."""
+        """Return a fixed time until the last few minutes."""
         left_minutes = (100 - percent) * self.MINUTES_A_PERCENT
         if left_minutes <= SOON_MINUTES:
             return now_s + left_minutes * MINUTE_S

@@ -178,6 +178,7 @@ def test_newest_word_on_the_plug_counts(entries: dict[str, Any], status: str) ->
         (("140", 5), ("200", 0), "22:15"),  # it says 200 for "200 or more"
         (("140", 61), ("30", 61), ""),  # of the charge before
         (("140", None), None, "22:20"),
+        (("140", -2 * 24 * 60), None, "22:20"),  # a time in two days is none
         (("65500", 0), None, ""),
         (None, None, ""),
     ],
@@ -253,6 +254,7 @@ def test_a_number_from_0_to_100_is_a_percentage(value: Any, percent: float) -> N
         ("2026-08-18T12:16:36", 996),
         ("0001-01-01T00:00:00Z", None),
         ("0001-01-01T00:00:00+14:00", None),
+        ("2026-08-20T12:00:00Z", None),  # in two days
         ("yesterday", None),
         (None, None),
         ([1], None),
@@ -261,7 +263,7 @@ def test_a_number_from_0_to_100_is_a_percentage(value: Any, percent: float) -> N
 def test_timestamps(value: Any, after_noon_s: float | None) -> None:
     noon_s = datetime(2026, 8, 18, 12, tzinfo=timezone.utc).timestamp()
     expected = 0.0 if after_noon_s is None else noon_s + after_noon_s
-    assert i3charge.timestamp_s(value) == pytest.approx(expected, abs=1e-6)
+    assert i3charge.timestamp_s(value, NOW_S) == pytest.approx(expected, abs=1e-6)
 
 
 JSON = st.recursive(

@@ -72,6 +72,18 @@ def test_at_99_percent_the_reason_decides(reason: str, told: str) -> None:
     assert news.startswith(told)
 
 
+@pytest.mark.parametrize(
+    ("header", "news"), [("97@11:52", []), ("82@11:52", ["stopped"]), ("97@12:00", ["stopped"])]
+)
+def test_stop_waits_if_the_last_percentage_leaves_open_that_the_car_is_full(
+    header: str, news: list[str]
+) -> None:
+    bmw = charging()
+    assert kinds(bmw.polled("12:05", status="CHARGINGENDED@12:00", header=header)) == news
+    if not news:
+        assert kinds(bmw.polled("12:45", header="100@12:00")) == ["full"]
+
+
 def test_goal_below_99_percent_is_not_full() -> None:
     bmw = charging()
     goal: Words = {"header": "80@12:00", "reason": "CHARGING_GOAL_REACHED@12:00"}
@@ -786,6 +798,12 @@ def test_car_whose_clock_is_an_hour_ahead_is_told_once() -> None:
     for clock in ("14:11", "14:51", "15:15"):
         news += bmw.polled(clock, -1, **end)
     assert kinds(news) == ["started", "full"]
+
+
+def test_time_in_the_future_counts_until_the_car_sends_another_value() -> None:
+    bmw = charging(status="CHARGINGACTIVE@15:00")
+    bmw.polled("12:05", status="CHARGINGENDED@12:00", header="62@12:00")
+    assert bmw.line == "62% plugged in"
 
 
 def test_time_far_in_the_future_counts_as_now() -> None:
