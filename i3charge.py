@@ -1117,7 +1117,7 @@ class CarDataSignIn:
             raise answer.trouble()
         sign_in.refusals += 1
         if sign_in.refusals == 1:
-            raise Trouble("BMW does not renew the sign-in; it is asked once more")
+            raise Trouble("BMW did not renew the sign-in; trying once more")
         return False
 
     def _renew_while_pending(self) -> bool:
@@ -1295,11 +1295,9 @@ class CarDataSignIn:
         sign_in.codes_refused += 1
         pause_s = 0.0 if sign_in.codes_refused == 1 else HOUR_S
         sign_in.next_code_s = time.time() + pause_s
-        why = (
-            f"BMW has failed over this code ({printable(error, self.known_secrets())})"
-        )
+        why = f"BMW could not process this code ({printable(error, self.known_secrets())})"
         if error == "access_denied":
-            why = "the sign-in was declined, or BMW has failed over this code"
+            why = "the sign-in was declined, or BMW could not process this code"
         advice = "confirm the next one in a private window without an ad blocker"
         wait_s = None if pause_s else 5.0
         return Trouble(f"{why}: {advice}", wait_s=wait_s, is_for_owner=True)

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import pytest
@@ -24,6 +23,7 @@ from i3charge import CannotGoOn, Settings
 CARDATA = ["CARDATA_CLIENT_ID", "VEHICLE_IDENTIFICATION_NUMBER"]
 PORTAL = ["USERNAME", "PASSWORD", "AUTH_CLIENT_ID", "VEHICLE_IDENTIFICATION_NUMBER"]
 CANARY = "xyzzy plugh"
+FIELDS = {each.metadata["name"]: each for each in dataclasses.fields(Settings)}
 Log = pytest.LogCaptureFixture
 
 
@@ -75,22 +75,18 @@ def test_value_in_the_file_wins_over_the_environment(start: Start, portal: Porta
     assert script.stderr_with("is not a setting") == 1
 
 
-@pytest.mark.parametrize(
-    ("line", "value"),
-    [
-        ("X='pa$HOME #x'", "pa$HOME #x"),
-        ("X='it\\'s # 1 \\\\'", "it's # 1 \\"),
-        ("X=pa$HOME#x", "pa$HOME#x"),
-        ("\ufeffX='ünï  cödé'", "ünï  cödé"),
-        ("  export X = 'a=b&c' # a comment", "a=b&c"),
-        ("X=first\nX=second", "second"),
-        ("X=windows\r\nY=z", "windows"),
-        ("X=", ""),
-    ],
-)
-def test_value_is_what_is_written(file: Path, line: str, value: str) -> None:
-    file.write_bytes(line.encode())
-    assert i3charge.read_settings_file(file)["X"] == value
+def test_value_is_what_is_written(file: Path) -> None:
+    lines = [
+        "\ufeffA='ünï $HOME #x'",
+        "B=pa$HOME#x",
+        r"C='it\'s # 1 \\'",
+        "  export D = 'a=b&c' # a comment",
+        "E=first\nE=second\r",
+        "F=",
+    ]
+    file.write_bytes("\n".join(lines).encode())
+    values = ["ünï $HOME #x", "pa$HOME#x", "it's # 1 \\", "a=b&c", "second", ""]
+    assert i3charge.read_settings_file(file) == dict(zip("ABCDEF", values))
 
 
 @pytest.mark.parametrize("is_beside", [True, False])
@@ -112,26 +108,13 @@ def test_dot_env_is_the_one_beside_the_script(
         assert advice.startswith("copy .env.example to .env and fill it in; ")
 
 
-@pytest.mark.parametrize("content", ["", "CARDATA_CLIENT_ID=x\n"])
-def test_incomplete_file_is_named(start: Start, file: Path, content: str) -> None:
-    file.write_text(content)
-    script = start("--env-file", str(file))
+def test_empty_value_in_the_file_wins_over_the_environment(start: Start, file: Path) -> None:
+    write_settings(file, good(CARDATA, CARDATA_CLIENT_ID=""))
+    script = start("--env-file", str(file), extra_env=good(CARDATA))
     assert script.end() == 2
-    assert f"  fill in {file}; README.md has the steps" in script.stderr[-1]
-    assert "--demo needs no account" in script.stderr[-1]
-
-
-@pytest.mark.parametrize(
-    ("emptied", "missing"),
-    [(["PASSWORD", "AUTH_CLIENT_ID"], "CARDATA_CLIENT_ID"), (["PASSWORD"], "PASSWORD")],
-)
-def test_empty_value_in_the_file_wins_over_the_environment(
-    start: Start, portal: Portal, emptied: list[str], missing: str
-) -> None:
-    settings = {**portal.settings(), **dict.fromkeys(emptied, "")}
-    script = start("--once", settings=settings, extra_env={"PASSWORD": PASSWORD})
-    assert script.end() == 2
-    assert script.stderr_with(f"{missing} is missing or empty") == 1
+    missing, advice = said(script.stderr)
+    assert missing == "CARDATA_CLIENT_ID is missing or empty"
+    assert advice.startswith(f"fill in {file}; README.md has the steps")
 
 
 # --- The door -------------------------------------------------------------------------
@@ -170,12 +153,7 @@ def test_what_is_required_is_enough() -> None:
 def test_each_door_reads_its_own_settings_only(name: i3charge.DoorName) -> None:
     """A leftover of another door is no problem. The demo needs no setting at all."""
     required = {"CarData": good(CARDATA), "portal": good(PORTAL), "demo": {}}
-    unread = [
-        each.metadata["name"]
-        for each in dataclasses.fields(Settings)
-        if name not in each.metadata["doors"]
-    ]
-    assert unread
+    unread = [each for each in FIELDS if name not in FIELDS[each].metadata["doors"]]
     others = {**dict.fromkeys(unread, CANARY), **required[name]}
     plain = i3charge.load_settings(required[name], name, "")
     assert i3charge.load_settings(others, name, "") == plain
@@ -222,65 +200,42 @@ def test_all_problems_are_reported_at_once_and_nothing_is_sent(
     assert portal.requests == []
 
 
-@pytest.mark.parametrize(
-    ("name", "meant"),
-    [
-        ("CARDATA_CLIENTID", "CARDATA_CLIENT_ID"),
-        ("cardata_client_id", "CARDATA_CLIENT_ID"),
-        ("USER_NAME", "USERNAME"),
-        ("NOTIFY_URL", "NTFY_URL"),
-    ],
-)
-def test_misspelt_name_is_an_error(name: str, meant: str) -> None:
+def test_misspelt_name_is_an_error_and_any_other_unknown_name_a_warning(log: Log) -> None:
+    names = ["DATABASE_URL", "NOTIFY_URL", "VIN", "cardata_client_id", *FIELDS]
     with pytest.raises(CannotGoOn) as raised:
-        i3charge.load_settings(good(CARDATA), "CarData", "", [name])
-    assert raised.value.lines == (f"{name} is not a setting; did you mean {meant}?",)
-
-
-@pytest.mark.parametrize("name", ["NTFY_TOPIC", "VIN", "DATABASE_URL"])
-def test_any_other_unknown_name_is_a_warning(name: str, log: Log) -> None:
-    names = [name, *i3charge.SETTING_NAMES]
-    i3charge.load_settings(good(CARDATA), "CarData", "", names)
-    assert log.messages == [f"{name} is not a setting of i3charge"]
+        i3charge.load_settings(good(CARDATA), "CarData", "", names)
+    assert raised.value.lines == (
+        "NOTIFY_URL is not a setting; did you mean NTFY_URL?",
+        "cardata_client_id is not a setting; did you mean CARDATA_CLIENT_ID?",
+    )
+    unknown = ["DATABASE_URL", "VIN"]
+    assert log.messages == [f"{name} is not a setting of i3charge" for name in unknown]
 
 
 # --- Each of them ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("vin", "problem"),
-    [
-        (VIN, ""),
-        (VIN.lower(), ""),
-        (f" {VIN} ", ""),
-        ("307905", "17 characters (this has 6)"),
-        (f"{VIN}5", "17 characters (this has 18)"),
-        ("WBY1Z21040V30790O", "17 letters and digits, none of them I, O or Q"),
-        ("WBY1Z21040V30790é", "17 letters and digits, none of them I, O or Q"),
-        ("WBY1Z-1040V307905", "17 letters and digits, none of them I, O or Q"),
-    ],
-)
-def test_vin(vin: str, problem: str) -> None:
-    variables = good(CARDATA, VEHICLE_IDENTIFICATION_NUMBER=vin)
+def test_vin() -> None:
     name = "VEHICLE_IDENTIFICATION_NUMBER"
-    assert problems(variables) == ([f"{name} should be {problem}"] if problem else [])
-    if not problem:
-        assert load(variables).vin == VIN
+    assert load(good(CARDATA, **{name: f" {VIN.lower()} "})).vin == VIN
+    for vin, problem in {
+        "307905": "17 characters (this has 6)",
+        "WBY1Z21040V30790O": "17 letters and digits, none of them I, O or Q",
+        "WBY1Z21040V30790é": "17 letters and digits, none of them I, O or Q",
+    }.items():
+        assert problems(good(CARDATA, **{name: vin})) == [f"{name} should be {problem}"]
 
 
-@pytest.mark.parametrize(
-    "value", ["a minute", "-60000", "0", "1e3", "60000.5", "60 000", "6\uff10", "9" * 5000]
-)
-def test_interval_is_a_sensible_whole_number(value: str) -> None:
-    (line,) = problems(good(CARDATA, LOG_INTERVAL=value))
-    assert line.startswith("LOG_INTERVAL should be a whole number of milliseconds")
+def test_interval_is_a_sensible_whole_number() -> None:
+    for value in ("-60000", "0", "60000.5", "6\uff10", "9" * 5000):
+        (line,) = problems(good(CARDATA, LOG_INTERVAL=value))
+        assert line.startswith("LOG_INTERVAL should be a whole number of milliseconds")
 
 
 @pytest.mark.parametrize(
     ("names", "url", "value", "interval_s", "raised"),
     [
         (CARDATA, "https://bmw.example", "60000", 2400, "2400000 milliseconds (40 min)"),
-        (CARDATA, "https://bmw.example", "2400000", 2400, ""),
         (CARDATA, "http://127.0.0.1:80", "50", 0.05, ""),
         (PORTAL, "https://bmw.example", "9999", 10, "10000 milliseconds (10 s)"),
         (PORTAL, "https://bmw.example", " 0060000 ", 60, ""),
@@ -296,64 +251,25 @@ def test_short_interval_is_raised_but_not_for_a_simulated_bmw(
     assert all(line.startswith(f"LOG_INTERVAL is raised to {raised}: ") for line in log.messages)
 
 
-@pytest.mark.parametrize(
-    ("value", "goal"),
-    [
-        ("80", 80),
-        (" 80% ", 80),
-        ("1", 1),
-        ("99", 99),
-        ("0", 0),
-        ("", 0),
-        ("100", None),
-        ("x", None),
-    ],
-)
-def test_percentage_of_the_owners_own(value: str, goal: float | None) -> None:
-    variables = good(CARDATA, NOTIFY_AT=value)
-    if goal is None:
-        assert problems(variables) == ["NOTIFY_AT should be a whole number from 1 to 99"]
-    else:
-        assert load(variables).notify_at == goal
+def test_percentage_of_the_owners_own() -> None:
+    for value, goal in {" 80% ": 80, "1": 1, "99": 99, "0": 0, "": 0}.items():
+        assert load(good(CARDATA, NOTIFY_AT=value)).notify_at == goal
+    for value in ("100", "x"):
+        expected = ["NOTIFY_AT should be a whole number from 1 to 99"]
+        assert problems(good(CARDATA, NOTIFY_AT=value)) == expected
 
 
-@pytest.mark.parametrize("client_id", ["my id", "my_id", "m\xfdid", "id;", "id/"])
-def test_client_id_is_letters_digits_and_hyphens(client_id: str) -> None:
-    (line,) = problems(good(CARDATA, CARDATA_CLIENT_ID=client_id))
-    assert line == "CARDATA_CLIENT_ID should be letters, digits and hyphens"
+# A zero width space, a no-break space, a quotation mark, a non-breaking hyphen and a tab.
+STRAYS = "\u200b\u00a0\u201d\u2011\t"
 
 
-STRAYS = {
-    "\u200b": "zero width space",
-    "\u00a0": "no-break space",
-    "\u201d": "right double quotation mark",
-    "\u2011": "non-breaking hyphen",
-    "\u00ad": "soft hyphen",
-    "\ufeff": "zero width no-break space",
-    "\t": "control character",
-}
-
-
-@pytest.mark.parametrize("stray", STRAYS, ids=STRAYS.values())
-@pytest.mark.parametrize(
-    ("names", "name", "value"),
-    [
-        (CARDATA, "CARDATA_CLIENT_ID", f"{CANARY[:5]}{{}}x"),
-        (CARDATA, "VEHICLE_IDENTIFICATION_NUMBER", f"{VIN[:8]}{{}}{VIN[8:]}"),
-        (CARDATA, "NTFY_URL", f"https://ntfy.example/{CANARY[:5]}{{}}x"),
-        (CARDATA, "WEBHOOK_URL", "https://hook{}.example/"),
-        (CARDATA, "CARDATA_BASE_URL", "https://bmw{}.example/"),
-        (PORTAL, "AUTH_CLIENT_ID", f"{CANARY[:5]}{{}}x"),
-        (PORTAL, "AUTH_BASE_URL", "https://bmw.example/{}x"),
-        (PORTAL, "AUTH_REDIRECT_URI", "https://bmw.example/{}x"),
-        (PORTAL, "USERNAME", f"{CANARY[:5]}{{}}@x.example"),
-    ],
-)
-def test_stray_character_is_reported_without_the_value(
-    names: list[str], name: str, value: str, stray: str
-) -> None:
-    (line,) = problems(good(names, **{name: value.format(stray)}))
-    assert line == f"{name} holds a stray character: type it by hand"
+@pytest.mark.parametrize("name", sorted({*FIELDS} - {"PASSWORD", "NOTIFY_AT", "LOG_INTERVAL"}))
+def test_stray_character_is_reported_without_the_value(name: str) -> None:
+    names = CARDATA if "CarData" in FIELDS[name].metadata["doors"] else PORTAL
+    for stray in STRAYS:
+        value = ("https://x.example/" if "URL" in name else "") + f"{VIN[:8]}{stray}{VIN[8:]}"
+        (line,) = problems(good(names, **{name: value}))
+        assert line == f"{name} holds a stray character: type it by hand"
 
 
 def test_password_may_hold_any_character() -> None:
@@ -364,32 +280,22 @@ def test_client_id_is_in_lower_case_if_it_is_a_uuid() -> None:
     uuid = " ABCDEF01-2345-6789-ABCD-EF0123456789 "
     assert load(good(CARDATA, CARDATA_CLIENT_ID=uuid)).client_id == uuid.strip().lower()
     assert load(good(CARDATA, CARDATA_CLIENT_ID="Not-a-UUID")).client_id == "Not-a-UUID"
+    for value in ("my_id", "m\xfdid"):
+        (line,) = problems(good(CARDATA, CARDATA_CLIENT_ID=value))
+        assert line == "CARDATA_CLIENT_ID should be letters, digits and hyphens"
 
 
 SECURE_URLS = ["https://bmw.example/api/", "HTTPS://BMW.example/", "https://bmw.example "]
 SECURE_URLS += ["http://127.0.0.1:8080/", "http://LOCALHOST/", "http://[::1]:8000/x"]
 PLAIN_URLS = ["http://bmw.example/", "http://10.0.0.1/", "http://127.0.0.1.evil.example/"]
 PLAIN_URLS += ["http://127.0.0.1@evil.example/", "http://evil.example#@127.0.0.1/"]
-BROKEN_URLS = [
-    "ftp://127.0.0.1/",
-    "bmw.example/api/",
-    "https:///api/",
-    "https://[::1/",
-    "x",
-    "https://bmw.example:topic",
-]
+BROKEN_URLS = ["ftp://127.0.0.1/", "bmw.example/api/", "https:///api/", "https://[::1/"]
+BROKEN_URLS += ["https://bmw.example:topic"]
 
 
-@pytest.mark.parametrize(
-    ("name", "names"),
-    [
-        ("CARDATA_BASE_URL", CARDATA),
-        ("CARDATA_AUTH_BASE_URL", CARDATA),
-        ("CONNECTED_DRIVE_BASE_URL", PORTAL),
-        ("AUTH_BASE_URL", PORTAL),
-    ],
-)
-def test_secrets_go_to_https_or_this_computer_only(name: str, names: list[str]) -> None:
+@pytest.mark.parametrize("name", [name for name in FIELDS if "BASE_URL" in name])
+def test_secrets_go_to_https_or_this_computer_only(name: str) -> None:
+    names = CARDATA if "CARDATA" in name else PORTAL
     for url in SECURE_URLS:
         assert problems(good(names, **{name: url})) == []
     for url in (*PLAIN_URLS, *BROKEN_URLS):
@@ -398,62 +304,41 @@ def test_secrets_go_to_https_or_this_computer_only(name: str, names: list[str]) 
 
 
 def test_own_addresses_may_be_plain() -> None:
-    for url in (*SECURE_URLS, *PLAIN_URLS):
+    telegram = "https://api.telegram.org/bot1:secret/sendMessage?chat_id=@channel#@"
+    for url in (*SECURE_URLS, *PLAIN_URLS, telegram):
         assert load(good(CARDATA, WEBHOOK_URL=url)).webhook_url == url.strip()
     for url in BROKEN_URLS:
         assert first_words(problems(good(CARDATA, WEBHOOK_URL=url))) == ["WEBHOOK_URL"]
 
 
-@pytest.mark.parametrize(
-    ("beginning", "is_address"),
-    [
-        ("https://me:hasło", True),
-        ("http://me:пароль", True),
-        ("https://me:%23%2F%3F%5B", True),
-        ("https://me:p@ss", True),
-        ("https://me", True),
-        ("https://me:pa#ss", False),
-        ("http://me:pa/ss", False),
-        ("https://me:pa?ss", False),
-        ("https://me:pa[ss", False),
-        ("http://me:pa]ss", False),
-        ("HTTPS://me:pa#ss", False),
-    ],
-)
-@pytest.mark.parametrize("name", ["NTFY_URL", "WEBHOOK_URL"])
-def test_password_in_ones_own_address_is_percent_encoded(
-    name: str, beginning: str, is_address: bool
-) -> None:
+def test_password_in_ones_own_address_is_percent_encoded() -> None:
+    for user in ("https://me", "https://me:p@ss", "http://me:пароль", "https://me:%23%2F%3F%5B"):
+        assert problems(good(CARDATA, NTFY_URL=f"{user}@host.example/topic")) == []
     encoded = "a password in it has to be percent-encoded: # is %23, / is %2F"
-    expected = [] if is_address else [f"{name} is no address: {encoded}"]
-    url = f"{beginning}@host.example/topic"
-    assert problems(good(CARDATA, **{name: url})) == expected
+    for user in ("https://me:pa#ss", "http://me:pa/ss", "https://me:pa?ss", "HTTPS://me:pa[ss"):
+        (line,) = problems(good(CARDATA, NTFY_URL=f"{user}@host.example/topic"))
+        assert line == f"NTFY_URL is no address: {encoded}"
 
 
-def test_at_sign_in_an_address_stays_as_it_is() -> None:
-    url = "https://api.telegram.org/bot1:secret/sendMessage?chat_id=@channel#@"
-    assert load(good(CARDATA, WEBHOOK_URL=url)).webhook_url == url
-
-
-@pytest.mark.parametrize("url", ["https://ntfy.sh", "http://ntfy.sh//"])
-def test_ntfy_without_a_topic_is_refused(url: str) -> None:
-    (line,) = problems(good(CARDATA, NTFY_URL=url))
-    assert line.startswith("NTFY_URL should end with a topic")
-    assert problems(good(CARDATA, NTFY_URL=f"{url}/t", WEBHOOK_URL=url)) == []
+def test_ntfy_without_a_topic_is_refused() -> None:
+    for url in ("https://ntfy.sh", "http://ntfy.sh//"):
+        (line,) = problems(good(CARDATA, NTFY_URL=url))
+        assert line.startswith("NTFY_URL should end with a topic")
+        assert problems(good(CARDATA, NTFY_URL=f"{url}/t", WEBHOOK_URL=url)) == []
 
 
 ADDRESS_PARTS = ["https://", "http://", "//", "me:", "@", "[", "]", "::1", "#", "?", "%", " ", "é"]
 
 
 @hypothesis.given(
-    st.sampled_from(dataclasses.fields(Settings)),
+    st.sampled_from([*FIELDS]),
     st.text() | st.lists(st.sampled_from(ADDRESS_PARTS) | st.text(max_size=2)).map("".join),
     st.text() | st.sampled_from(ADDRESS_PARTS),
 )
 def test_any_value_is_accepted_or_gets_one_line_without_it(
-    field: dataclasses.Field[Any], before: str, after: str
+    name: str, before: str, after: str
 ) -> None:
-    name, doors = field.metadata["name"], field.metadata["doors"]
+    doors = FIELDS[name].metadata["doors"]
     variables = {**good([*CARDATA, *PORTAL]), name: before + CANARY + after}
     try:
         i3charge.load_settings(variables, doors[0], "")
@@ -466,45 +351,35 @@ def test_any_value_is_accepted_or_gets_one_line_without_it(
 # --- The file -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [None, "folder", b"X='w\xf6rd'\n", "X='x'".encode("utf-16")])
-def test_unreadable_file_is_named(tmp_path: Path, content: Any) -> None:
-    path = tmp_path / "own.env"
-    if content == "folder":
-        path.mkdir()
-    elif content:
-        path.write_bytes(content)
+def test_unreadable_file_is_named(file: Path) -> None:
+    file.write_bytes(b"X='w\xf6rd'\n")
+    for why in ("it should be UTF-8 text", "No such file or directory"):
+        with pytest.raises(CannotGoOn) as raised:
+            i3charge.read_settings_file(file)
+        assert raised.value.lines == (f"{file} cannot be read: {why}",)
+        file.unlink(missing_ok=True)
+
+
+def test_malformed_lines_are_named_by_their_numbers(file: Path) -> None:
+    file.write_text("USERNAME=x\nPASSWORD='secret\nLOG_INTERVAL=1\n\n# X\n\nhunter2\n")
     with pytest.raises(CannotGoOn) as raised:
-        i3charge.read_settings_file(path)
-    (line,) = raised.value.lines
-    assert line.startswith(f"{path} cannot be read: ")
-    assert ("UTF-8" in line) == isinstance(content, bytes)
+        i3charge.read_settings_file(file)
+    assert raised.value.lines == tuple(
+        f"{file}, line {line}: should be NAME=value (is a quote missing?)" for line in (2, 7)
+    )
 
 
-def test_malformed_lines_are_named_by_their_numbers(
-    start: Start, portal: Portal, file: Path
-) -> None:
-    file.write_text(f"USERNAME=x\nPASSWORD='{CANARY}\nLOG_INTERVAL=1\n\n# X\n\nhunter2\n")
-    script = start("--once", "--env-file", str(file), extra_env=portal.settings())
-    assert script.end() == 2
-    first, second = script.stderr
-    assert f"{file}, line 2: should be NAME=value (is a quote missing?)" in first
-    assert f"{file}, line 7: " in second
-    assert CANARY not in script.output and "hunter2" not in script.output
-
-
-@pytest.mark.parametrize(("mode", "warnings"), [(0o600, 0), (0o700, 0), (0o640, 1), (0o602, 1)])
+@pytest.mark.parametrize("mode", [0o640, 0o602])
 def test_file_that_others_can_read_or_write_gets_a_warning(
-    tmp_path: Path, mode: int, warnings: int, log: Log
+    tmp_path: Path, mode: int, log: Log
 ) -> None:
     file = write_settings(tmp_path / "my own.env", {})
     file.chmod(mode)
     i3charge.read_settings_file(file)
-    assert len(log.messages) == warnings
-    for line in log.messages:
-        subprocess.run(shlex.split(line[line.index("chmod ") :]), check=True)
-    log.clear()
+    (line,) = log.messages
+    subprocess.run(shlex.split(line[line.index("chmod ") :]), check=True)
     i3charge.read_settings_file(file)
-    assert log.messages == []  # the command in the warning mends it
+    assert log.messages == [line]  # the command in the warning mends it
 
 
 def test_pipe_or_device_gets_no_warning(log: Log) -> None:
@@ -520,40 +395,28 @@ def text_of(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_example_explains_all_settings() -> None:
-    explained = []
-    for block in text_of(".env.example").split("\n\n"):
-        has_comment = False
-        for line in block.splitlines():
-            found = re.match("#?([A-Z_]+)=", line)
-            has_comment = has_comment or (not found and line.startswith("# "))
-            if found:
-                assert has_comment, line
-                explained.append(found[1])
-    assert sorted(explained) == sorted(i3charge.SETTING_NAMES)
+def test_example_and_manual_explain_all_settings() -> None:
+    in_example = re.findall("^#?([A-Z_]+)=", text_of(".env.example"), re.MULTILINE)
+    in_manual = re.findall(r"^  ([A-Z_]+)  +\w.+", i3charge.MANUAL, re.MULTILINE)
+    assert sorted(in_example) == sorted(in_manual) == sorted(FIELDS)
 
 
-@pytest.mark.parametrize("names", [CARDATA, PORTAL])
-def test_defaults_in_the_example_are_those_of_the_code(names: list[str]) -> None:
+def test_defaults_in_the_example_are_those_of_the_code() -> None:
     text = text_of(".env.example")
     defaults = dict(re.findall(r"^#([A-Z_]+_URI|[A-Z_]+_URL)=(\S+)", text, re.MULTILINE))
     assert len(defaults) == 5
-    assert load(good(names, **defaults)) == load(good(names))
+    for names in (CARDATA, PORTAL):
+        assert load(good(names, **defaults)) == load(good(names))
 
 
 def test_readme_explains_all_settings() -> None:
     text = text_of("README.md")
-    assert set(i3charge.SETTING_NAMES) <= set(re.findall("`([A-Z]+(?:_[A-Z]+)*)`", text))
+    assert set({*FIELDS}) <= set(re.findall("`([A-Z]+(?:_[A-Z]+)*)`", text))
     rows = re.findall(r"^\| `([A-Z_]+)` \| (\w[^|]+) \| (\w[^|]*) \|$", text, re.MULTILINE)
     required = {name for name, _, default in rows if default == "required"}
     assert required == set(CARDATA)
     of_every_day = {"NTFY_URL", "WEBHOOK_URL", "NOTIFY_AT", "LOG_INTERVAL"}
     assert {name for name, _, _ in rows} == required | of_every_day
-
-
-def test_manual_explains_all_settings() -> None:
-    explained = re.findall(r"^  ([A-Z_]+)  +\w.+", i3charge.MANUAL, re.MULTILINE)
-    assert sorted(explained) == sorted(i3charge.SETTING_NAMES)
 
 
 def test_default_interval_is_the_same_everywhere() -> None:
@@ -571,10 +434,8 @@ def test_help_shows_the_manual(start: Start) -> None:
     text = "\n".join(script.stdout)
     assert max(map(len, script.stdout)) <= 80
     assert i3charge.MANUAL.rstrip() in text
-    for option in ("--once", "--json", "--demo", "--env-file", "--verbose", "--version"):
-        assert option in text
-    for words in (".i3charge.json", "exit status:", "130", "143", "examples:"):
-        assert words in text
+    for word in ("--once", "--json", "--demo", "--env-file", "--verbose", "--version"):
+        assert word in text
     for example in re.findall(r"^  python i3charge\.py (--\S+)", text, re.MULTILINE):
         assert f"  {example}" in text.split("settings, in")[0]
     assert text.count("\n  python i3charge.py") == 3
