@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import pty
@@ -10,8 +11,10 @@ import re
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -112,6 +115,8 @@ class Terminal:
 
     def __init__(self) -> None:
         self.ours, self.theirs = pty.openpty()
+        size = struct.pack("HHHH", 24, 80, 0, 0)
+        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, size)
         self.written = ""
 
     def read_until(self, text: str = "") -> None:

@@ -79,13 +79,13 @@ def test_value_is_what_is_written(file: Path) -> None:
     lines = [
         "\ufeffA='ünï $HOME #x'",
         "B=pa$HOME#x",
-        r"C='it\'s # 1 \\'",
-        "  export D = 'a=b&c' # a comment",
-        "E=first\nE=second\r",
-        "F=",
+        "  export C = 'a=b&c' # a comment",
+        "D=first\nD=second\r",
+        "E=",
+        r"F='it\'s # 1 \\'",
     ]
     file.write_bytes("\n".join(lines).encode())
-    values = ["ünï $HOME #x", "pa$HOME#x", "it's # 1 \\", "a=b&c", "second", ""]
+    values = ["ünï $HOME #x", "pa$HOME#x", "a=b&c", "second", "", "it's # 1 \\"]
     assert i3charge.read_settings_file(file) == dict(zip("ABCDEF", values))
 
 
