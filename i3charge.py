@@ -1953,7 +1953,8 @@ class Stay:
             self.charge.full_at_s = new.value
         elif new.topic == "reason":
             self.reasons.append(new)
-            self._note_unseen_charge(new.at_s)
+            if self.plugged is not False:
+                self._note_unseen_charge(new.at_s)
         elif new.topic == "predicted":
             self._see_prediction(new)
         elif new.topic == "hv_status":
@@ -2006,7 +2007,7 @@ class Stay:
 
     def _note_unseen_charge(self, ended_s: float) -> None:
         """Add a charge of which only the end was seen, unless one is known."""
-        if not self.charges and self.plugged is not False:
+        if not self.charges:
             self.charges.append(Charge(stopped_s=ended_s, status=self.status))
 
     def _has_risen(self) -> bool:
@@ -2023,6 +2024,9 @@ class Stay:
             self.charge.computed = 0.0
             self.charge.is_from_bmw = False
         self.percents.append(new)
+        is_of_pull = self.plugged is False and new.at_s <= self.plugged_s + TOGETHER_S
+        if is_of_pull and self._has_risen():
+            self._note_unseen_charge(self.plugged_s)
 
     def _see_prediction(self, new: Observation) -> None:
         """Take note of BMW's prediction, unless it is impossible.

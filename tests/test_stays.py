@@ -471,6 +471,19 @@ def test_rise_beside_a_status_that_does_not_charge_is_a_charge_that_nobody_saw(
     assert kinds(found) == news
 
 
+@pytest.mark.parametrize(
+    ("header", "news"),
+    [("68@18:00", ["stopped"]), ("62@18:00", []), ("68@18:20", [])],
+    ids=["rise", "flicker", "later"],
+)
+def test_rise_when_the_plug_is_pulled_is_a_charge_that_nobody_saw(
+    header: str, news: list[str]
+) -> None:
+    bmw = Bmw(plug="CONNECTED@17:00", status="NOCHARGING@17:00", header="60@17:00")
+    bmw.polled("17:10")
+    assert kinds(bmw.polled("18:30", plug="DISCONNECTED@18:00", header=header)) == news
+
+
 def test_reason_tells_of_a_charge_that_nobody_saw() -> None:
     bmw = Bmw(plug="CONNECTED@17:00", status="NOCHARGING@17:00", header="60@17:00")
     bmw.polled("17:10")
