@@ -747,6 +747,20 @@ def test_journal_keeps_three_days_and_the_present_stay() -> None:
     assert sizes[-1] == sizes[-2] == sizes[5]
 
 
+def test_charge_is_told_after_many_days_in_one_stay() -> None:
+    """The journal still knows that the car was driven, and is not full since day one."""
+    bmw = Bmw(status="NOCHARGING@00:00", header="60@00:00")
+    bmw.polled("00:10")
+    bmw.polled("00:40", status="CHARGINGACTIVE@00:30")
+    assert kinds(bmw.polled("02:05", status="CHARGINGENDED@02:00", header="100@02:00")) == ["full"]
+    for day in range(2, 8):
+        driven: Words = {"status": "NOCHARGING@2 12:00", "header": "70@2 12:00"}
+        bmw.polled(f"{day} 13:00", **driven)
+    assert kinds(bmw.polled("8 10:10", status="CHARGINGACTIVE@8 10:00")) == ["started"]
+    end: Words = {"status": "CHARGINGENDED@8 12:00", "header": "100@8 12:00"}
+    assert kinds(bmw.polled("8 12:10", **end)) == ["full"]
+
+
 def test_journal_of_a_stay_that_repeats_itself_does_not_grow(full: Bmw) -> None:
     sizes = []
     for day in range(2, 12):
