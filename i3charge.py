@@ -310,7 +310,11 @@ def read_settings_file(path: Path) -> dict[str, str]:
     if path.is_file() and mode & 0o066:
         advice = f"run: chmod 600 '{path}'"
         logger.warning("other users can read or change the settings; %s", advice)
+    return variables_in(text, path)
 
+
+def variables_in(text: str, path: Path) -> dict[str, str]:
+    """Parse a settings file. Raise CannotGoOn with all malformed lines."""
     variables = {}
     broken = []
     for binding in parse_stream(io.StringIO(text)):
@@ -605,9 +609,7 @@ class SignIn:
     refusals: int = 0  # consecutive, of the refresh token
     is_out_of_scope: bool = False  # not valid for CarData; renewing does not help
     codes: int = 0  # device codes requested since the last sign-in or refused code
-    codes_refused: int = (
-        0  # confirmed codes that BMW has refused since the last sign-in
-    )
+    codes_refused: int = 0  # confirmed codes that BMW refused since the last sign-in
     next_code_s: float = 0.0  # earliest time to request another device code
 
 
@@ -658,12 +660,9 @@ class Memory:
     last: Reading | None = None
     range_unit: str = ""  # the last unit that BMW has named for the car
     step_from: float = 100.0  # the lowest percentage since the last news
-    news_told_s: dict[str, float] = field(
-        default_factory=dict
-    )  # the latest time of each kind of news
-    troubles_told_s: dict[str, float] = field(
-        default_factory=dict
-    )  # when each trouble was told
+    # The latest time of each kind of news, and when each trouble was told
+    news_told_s: dict[str, float] = field(default_factory=dict)
+    troubles_told_s: dict[str, float] = field(default_factory=dict)
     outbox: list[Message] = field(default_factory=list)
 
 
@@ -1012,10 +1011,8 @@ def may_have_been_sent(error: BaseException | None) -> bool:
 
 # --- CarData: sign-in -----------------------------------------------------------------
 SUBSCRIBE = "subscribe the client id to the CarData API in the My BMW portal"
-CODE_PAUSES_S = (
-    HOUR_S,
-    6 * HOUR_S,
-)  # after the first device code, and after later ones
+# After the first device code, and after later ones
+CODE_PAUSES_S = (HOUR_S, 6 * HOUR_S)
 
 # OAuth error codes (RFC 8628, 3.5)
 PENDING = "authorization_pending"
@@ -1257,15 +1254,22 @@ class CarDataSignIn:
             "code_verifier": code.verifier,
         }
         is_good = time.time() < code.expires_s
+        wait_s = MINUTE_S if is_good else None
         try:
             answer = self._request_tokens("the tokens", form)
         except Trouble as trouble:
-            trouble.wait_s = MINUTE_S if is_good else None
+            trouble.wait_s = wait_s
             raise
-        if has_tokens(answer):
-            logger.info("signed in at BMW")
-            return
+        if not has_tokens(answer):
+            raise self._trouble_with_code(code, answer, is_good) or answer.trouble(
+                wait_s
+            )
+        logger.info("signed in at BMW")
 
+    def _trouble_with_code(
+        self, code: DeviceCode, answer: HttpAnswer, is_good: bool
+    ) -> Trouble | None:
+        """Return what BMW says about the code; None if it says nothing useful."""
         error = oauth_error(answer)
         # BMW has also sent a 403 without an error code while a code was not confirmed.
         is_pending = error in (PENDING, SLOW_DOWN) or (
@@ -1274,14 +1278,14 @@ class CarDataSignIn:
         if error == SLOW_DOWN:
             code.interval_s += 5  # RFC 8628, 3.5
         if is_pending and is_good:
-            raise Trouble("", wait_s=code.interval_s, is_for_owner=True)
+            return Trouble("", wait_s=code.interval_s, is_for_owner=True)
         if is_pending or error == EXPIRED:
             self._code = None
             why = "nobody has confirmed the code; a new start gives another at once"
-            raise Trouble(why, is_for_owner=True)
+            return Trouble(why, is_for_owner=True)
         if error or CODE_USED_UP in answer.body:
-            raise self._code_refused(error or "invalid_access_token")
-        raise answer.trouble(wait_s=MINUTE_S if is_good else None)
+            return self._code_refused(error or "invalid_access_token")
+        return None
 
     def _code_refused(self, error: str) -> Trouble:
         """Drop the code, and return the Trouble to raise.
@@ -1395,6 +1399,10 @@ ADVICE = {
 REQUESTS_A_DAY = 48
 
 
+# A hint for an owner who has never got a reading
+DRIVE_ONCE = "an older car may have to be driven once"
+
+
 class CarData:
     """The door to BMW CarData, the official API for car owners.
 
@@ -1458,8 +1466,7 @@ class CarData:
     def _empty(self, answer: HttpAnswer) -> Trouble:
         if self._memory.last:
             return answer.trouble()
-        hint = "an older car may have to be driven once"
-        return Trouble(f"BMW's answer holds no values of the car; {hint}")
+        return Trouble(f"BMW's answer holds no values of the car; {DRIVE_ONCE}")
 
     # Containers
 
@@ -1873,13 +1880,19 @@ def merged(journal: list[Observation], report: Report) -> list[Observation]:
             values = [each.value for each in found if each.topic == new.topic]
             if values and values[-1] == new.value:
                 continue
-            # At the first report, the car may have been plugged in for hours.
-            is_old = new.value == IN and not values
-            at_s = report.as_of_s - TOGETHER_S if is_old else report.as_of_s
-            new = new._replace(at_s=at_s)
+            new = dated(new, report.as_of_s, is_first=not values)
         # Sorting is stable: of two with the same time, the later arrival comes later.
         found = [each for each in found if each != new] + [new]
     return sorted(found, key=lambda each: (each.at_s, TOPICS.index(each.topic)))
+
+
+def dated(new: Observation, as_of_s: float, *, is_first: bool) -> Observation:
+    """Return an observation with the time of its report.
+
+    A car that is plugged in at its first report may have been so for hours.
+    """
+    is_old = is_first and new.value == IN
+    return new._replace(at_s=as_of_s - TOGETHER_S if is_old else as_of_s)
 
 
 def trimmed(
@@ -2353,15 +2366,14 @@ NO_NEWS_S = 36 * HOUR_S
 def events_in(stays: list[Stay], reading: Reading, notify_at: float) -> Iterator[News]:
     """Yield every event in the stays, told or not, in the order of telling."""
     now_s = reading.taken_s
-    full_indexes = [index for index, stay in enumerate(stays) if stay.full_s(now_s)]
-    last_full = max(full_indexes, default=-1)
-    for index, stay in enumerate(stays):
+    full_times_s = [stay.full_s(now_s) for stay in stays]
+    for index, (stay, full_s) in enumerate(zip(stays, full_times_s)):
         is_present = stay is stays[-1]
-        if stay.full_s(now_s):
-            yield full_news(stay, now_s, is_present)
-        if stay.full_s(now_s) and is_present and not stay.goes_on(now_s):
-            yield from still_news(stay, now_s)
-        if index <= last_full:
+        if full_s:
+            yield full_news(stay, full_s, is_present)
+            if is_present and is_still_there(stay, full_s, now_s):
+                yield still_news(stay, full_s, now_s)
+        if any(full_times_s[index:]):
             continue  # if a full charge has followed a stop, that is no news
         for charge in stay.charges:
             if charge.stopped_s and stay.is_settled(charge, now_s):
@@ -2431,8 +2443,7 @@ def overdue_message(charge: Charge, reading: Reading) -> str:
     return ""
 
 
-def full_news(stay: Stay, now_s: float, is_present: bool) -> News:
-    full_s = stay.full_s(now_s)
+def full_news(stay: Stay, full_s: float, is_present: bool) -> News:
     begun = [each for each in stay.charges if each.began_s <= full_s]
     charge = begun[-1] if begun else Charge()
     percent = stay.percent_at_end(charge, full_s)
@@ -2448,11 +2459,15 @@ def full_news(stay: Stay, now_s: float, is_present: bool) -> News:
     )
 
 
-def still_news(stay: Stay, now_s: float) -> Iterator[News]:
-    full_s = stay.full_s(now_s)
-    if stay.plugged and now_s >= full_s + STILL_THERE_S:
-        message = f"Full since {clock_at(full_s, now_s)}, and still plugged in"
-        yield News("still", message, at_s=now_s, since_s=stay.since_s)
+def is_still_there(stay: Stay, full_s: float, now_s: float) -> bool:
+    """Return whether a full car is in the way: for an hour, and not topped up."""
+    is_long = now_s >= full_s + STILL_THERE_S
+    return is_long and stay.plugged is True and not stay.goes_on(now_s)
+
+
+def still_news(stay: Stay, full_s: float, now_s: float) -> News:
+    message = f"Full since {clock_at(full_s, now_s)}, and still plugged in"
+    return News("still", message, at_s=now_s, since_s=stay.since_s)
 
 
 def stopped_news(stay: Stay, charge: Charge) -> News:
@@ -2476,11 +2491,9 @@ def percent_text_at_end(stay: Stay, charge: Charge) -> str:
 def why_stopped(stay: Stay, charge: Charge) -> str:
     """Return the reason that the car sent for this end, or else its status then."""
     for each in stay.reasons:
-        if (
-            abs(each.at_s - charge.stopped_s) <= TOGETHER_S
-            and REASON_OF_WORD[each.value]
-        ):
-            return REASON_OF_WORD[each.value]
+        reason = REASON_OF_WORD[each.value]
+        if reason and abs(each.at_s - charge.stopped_s) <= TOGETHER_S:
+            return reason
     return charge.status
 
 
@@ -2538,8 +2551,7 @@ class ChargeWatch:
         reading = reading_of(stay, report, memory.range_unit)
         if not reading:
             why = "BMW's answer holds no charge between 0 and 100"
-            hint = "an older car may have to be driven once"
-            raise Trouble(why if memory.last else f"{why}; {hint}")
+            raise Trouble(why if memory.last else f"{why}; {DRIVE_ONCE}")
 
         memory.journal = trimmed(journal, stays, report.taken_s)
         news = self._take_news(
@@ -3336,8 +3348,10 @@ class Loop:
         if self.is_told(told_as):
             return False
         now_s = time.time()
+        # Each device code is a trouble of its own, so forget those of earlier days.
         told_s = self.memory.troubles_told_s
-        told_s[told_as] = now_s
+        told_s = {each: at_s for each, at_s in told_s.items() if self.is_told(each)}
+        self.memory.troubles_told_s = {**told_s, told_as: now_s}
         self.tell([dataclasses.replace(news, at_s=now_s)])
         return True
 
@@ -3348,9 +3362,9 @@ class Loop:
     def forget_troubles(self) -> None:
         """Forget all troubles but our own faults, which a reading does not disprove."""
         told_s = self.memory.troubles_told_s
-        for told_as in list(told_s):
-            if not is_own_fault(told_as):
-                del told_s[told_as]
+        self.memory.troubles_told_s = {
+            told_as: at_s for told_as, at_s in told_s.items() if is_own_fault(told_as)
+        }
 
     # Waiting
 
@@ -3512,15 +3526,7 @@ def exit_with_status(signal_number: int, _: object) -> NoReturn:
 def run(arguments: argparse.Namespace) -> int:
     """Set up and run the main loop; return the exit status."""
     path = Path(os.path.abspath(arguments.env_file or OWN_SETTINGS_PATH))
-    found = {}
-    if arguments.env_file or path.exists():
-        found = read_settings_file(path)
-    # The file overrides the environment, because many desktops export USERNAME.
-    variables = {**os.environ, **found}
-    door_name = "demo" if arguments.demo else door_for(variables)
-    advice = advice_on_settings(path, door_name)
-    settings = load_settings(variables, door_name, advice, names_in_file=found)
-
+    door_name, settings = find_settings(arguments, path)
     memory = Memory()
     file = None
     if door_name != "demo":
@@ -3533,14 +3539,13 @@ def run(arguments: argparse.Namespace) -> int:
         return file is None or file.save(memory)
 
     title = "BMW i3 (demo)" if arguments.demo else "BMW i3"
-    log = ChargeLog(as_json=arguments.json)
     loop = Loop(
         door=open_door(door_name, settings, memory, save, once=arguments.once),
         interval_s=settings.interval_s,
         memory=memory,
         save=save,
         watch=ChargeWatch(memory, settings.notify_at, settings.interval_s),
-        log=log,
+        log=ChargeLog(as_json=arguments.json),
         desktop=Desktop(title),
         outbox=Outbox(settings, memory, save, title),
         once=arguments.once,
@@ -3555,10 +3560,24 @@ def run(arguments: argparse.Namespace) -> int:
         status = loop.run()
     finally:
         loop.outbox.say_what_is_left()
-        log.close()
+        loop.log.close()
     if arguments.demo and not arguments.once:
         logger.info('That was a simulation. Next: README.md, "Your own car".')
     return status
+
+
+def find_settings(
+    arguments: argparse.Namespace, path: Path
+) -> tuple[DoorName, Settings]:
+    """Return the door to use and its settings, from the file and the environment."""
+    found = {}
+    if arguments.env_file or path.exists():
+        found = read_settings_file(path)
+    # The file overrides the environment, because many desktops export USERNAME.
+    variables = {**os.environ, **found}
+    door_name = "demo" if arguments.demo else door_for(variables)
+    advice = advice_on_settings(path, door_name)
+    return door_name, load_settings(variables, door_name, advice, names_in_file=found)
 
 
 def door_for(variables: Mapping[str, str]) -> DoorName:
