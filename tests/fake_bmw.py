@@ -77,6 +77,10 @@ class Handler(BaseHTTPRequestHandler):
 Answer = Callable[[Handler], object]
 
 
+def says(status: int, body: bytes | str | dict[str, Any] = b"", **headers: str) -> Answer:
+    return lambda handler: handler.reply(status, body, **headers)
+
+
 class Server(ThreadingHTTPServer):
     """Records its requests; `answer` is what a subclass does with one of them."""
 

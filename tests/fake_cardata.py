@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Optional
 from urllib.parse import parse_qs, urlsplit
 
-from fake_bmw import VIN, Answer, Door, Handler, Request
+from fake_bmw import VIN, Answer, Door, Handler, Request, says
 
 import i3charge
 
@@ -119,10 +119,6 @@ class DeviceCode:
     def fits(self, verifier: str) -> bool:
         digest = hashlib.sha256(verifier.encode()).digest()
         return base64.urlsafe_b64encode(digest).decode().rstrip("=") == self.challenge
-
-
-def says(status: int, body: str | dict[str, Any] = "") -> Answer:
-    return lambda handler: handler.reply(status, body)
 
 
 def oauth_error(status: int, error: str) -> Answer:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from conftest import Clock, Start
-from fake_bmw import VIN, Answer, Handler
-from fake_cardata import DESCRIPTORS, CarData, Client, Code, full, oauth_error, says, telematic
+from fake_bmw import VIN, Answer, Handler, says
+from fake_cardata import DESCRIPTORS, CarData, Client, Code, full, oauth_error, telematic
 
 import i3charge
 

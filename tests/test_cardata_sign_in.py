@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from conftest import ENDINGS, Clock, Start
-from fake_bmw import VIN, Answer, Handler, Recorder
-from fake_cardata import CarData, Client, oauth_error, says
+from fake_bmw import VIN, Answer, Handler, Recorder, says
+from fake_cardata import CarData, Client, oauth_error
 
 import i3charge
 from i3charge import Memory, News, Trouble

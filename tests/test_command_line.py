@@ -24,8 +24,8 @@ from typing import Any
 
 import pytest
 from conftest import ENDINGS, ROOT, SCRIPT, Notifier, Script, Start
-from fake_bmw import VIN, Portal, Recorder, car, full_car
-from fake_cardata import HEADER, HV_STATUS, PREDICTED, CarData, says, telematic
+from fake_bmw import VIN, Portal, Recorder, car, full_car, says
+from fake_cardata import HEADER, HV_STATUS, PREDICTED, CarData, telematic
 
 import i3charge
 from i3charge import Reading

@@ -14,8 +14,8 @@ from typing import Any, Callable
 
 import pytest
 from conftest import Clock, Start
-from fake_bmw import Portal, Recorder, car
-from fake_cardata import CarData, Client, saved, says
+from fake_bmw import Portal, Recorder, car, says
+from fake_cardata import CarData, Client, saved
 
 import i3charge
 from i3charge import CannotGoOn, Memory, Message, News, Observation, Reading, Report, Trouble

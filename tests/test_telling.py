@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 from conftest import Clock, Notifier, Start
-from fake_bmw import Answer, Handler, Portal, Recorder, car, full_car
+from fake_bmw import Answer, Handler, Portal, Recorder, car, full_car, says
 from fake_cardata import saved
 from simulation import Owner
 
@@ -51,10 +51,6 @@ def at(clock_face: str) -> float:
     """A time of that Friday; "24:10" is on Saturday."""
     hours, minutes = clock_face.split(":")
     return MIDNIGHT_S + int(hours) * 3600 + int(minutes) * 60
-
-
-def says(status: int, body: Any = b"", **headers: str) -> Answer:
-    return lambda handler: handler.reply(status, body, **headers)
 
 
 class Sender:
