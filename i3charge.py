@@ -90,6 +90,7 @@ HOUR_S = 60 * MINUTE_S
 DAY_S = 24 * HOUR_S
 
 
+# --- Errors ---------------------------------------------------------------------------
 class CannotGoOn(Exception):
     """A fatal error. Its lines tell the owner why the program exits."""
 
@@ -97,6 +98,59 @@ class CannotGoOn(Exception):
         super().__init__(*lines)
         self.lines = lines
         self.exit_status = exit_status
+
+
+@dataclass(eq=False)
+class Trouble(Exception):
+    """A failure that may be temporary."""
+
+    why: str  # for the log
+    code: str = ""  # CarData's error code, or "HTTP 404"; "" if there is none
+    wait_s: float | None = None  # until the next try; None for the growing pause
+    news: News | None = None  # for the owner, unless told recently
+    is_for_owner: bool = False  # the owner must sign in, which is not an error
+    was_sent: bool = True  # the server may have received the request
+
+    def __str__(self) -> str:
+        return self.why
+
+
+def trouble_of(problem: Exception) -> Trouble:
+    """Return the Trouble that tells the owner of any exception."""
+    if isinstance(problem, Trouble):
+        return problem
+    if isinstance(problem, CannotGoOn):
+        sentence = " ".join(problem.lines)
+    else:
+        sentence = fault(problem)
+    return Trouble(sentence, news=News("error", sentence))
+
+
+OWN_FAULT = "a fault in i3charge itself"
+
+
+def fault(problem: Exception) -> str:
+    """Describe an internal error without its text, which could contain a secret."""
+    frames = traceback.extract_tb(problem.__traceback__)
+    for frame in frames:
+        name = Path(frame.filename).name
+        logger.debug("  %s, line %s, in %s", name, frame.lineno, frame.name)
+    place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+    what = type(problem).__name__
+    return f"{OWN_FAULT}: {what} in {place}; please report it"
+
+
+def is_own_fault(sentence: str) -> bool:
+    return sentence.startswith(OWN_FAULT)
+
+
+MIN_LONGEST_PAUSE_S = 5 * MINUTE_S  # if the polling interval is shorter
+
+
+def growing_pause_s(failures: int, longest_s: float) -> float:
+    """Return the pause after consecutive failures: 1, 2, 4 … minutes, up to a limit."""
+    longest_s = max(longest_s, MIN_LONGEST_PAUSE_S)
+    return min(MINUTE_S * 2.0 ** min(failures - 1, 20), longest_s)
 
 
 # --- Settings -------------------------------------------------------------------------
@@ -239,7 +293,7 @@ class Pace(NamedTuple):
     """A door's default and minimum polling interval, and why there is a minimum."""
 
     default_s: float
-    least_s: float
+    min_s: float
     why: str
 
 
@@ -287,14 +341,14 @@ def with_pace(settings: Settings, pace: Pace) -> Settings:
     """Apply the default and minimum interval, but no minimum to a local simulator."""
     interval_s = settings.interval_s or pace.default_s
     is_simulated = is_loopback(settings.cardata_url) or is_loopback(settings.portal_url)
-    if interval_s < pace.least_s and not is_simulated:
+    if interval_s < pace.min_s and not is_simulated:
         logger.warning(
             "LOG_INTERVAL is raised to %d milliseconds (%s): %s",
-            pace.least_s * 1000,
-            duration(pace.least_s),
+            pace.min_s * 1000,
+            duration(pace.min_s),
             pace.why,
         )
-        interval_s = pace.least_s
+        interval_s = pace.min_s
     return dataclasses.replace(settings, interval_s=interval_s)
 
 
@@ -841,37 +895,17 @@ def memory_path(settings_path: Path) -> Path:
 Save = Callable[[], bool]  # saves the memory; returns whether that succeeded
 
 
-# --- HTTP requests and their errors ---------------------------------------------------
-class Trouble(Exception):
-    """A failure that may be temporary. Its text is for the log."""
+def seconds_until(planned_s: float, longest_s: float) -> float:
+    """Return the seconds until a planned time; 0 if it has come.
 
-    def __init__(
-        self,
-        why: str,
-        *,
-        code: str = "",  # CarData's error code, or "HTTP 404"; "" if there is none
-        wait_s: float | None = None,  # until the next try; None for the growing pause
-        news: News | None = None,  # for the owner, unless told recently
-        is_for_owner: bool = False,  # the owner must sign in, which is not an error
-        was_sent: bool = True,  # the server may have received the request
-    ) -> None:
-        super().__init__(why)
-        self.code = code
-        self.wait_s = wait_s
-        self.news = news
-        self.is_for_owner = is_for_owner
-        self.was_sent = was_sent
+    A wait that exceeds the longest possible one is 0, too: the clock must have been
+    wrong when it was planned.
+    """
+    wait_s = planned_s - time.time()
+    return wait_s if 0 < wait_s <= longest_s else 0.0
 
 
-LEAST_LONGEST_PAUSE_S = 5 * MINUTE_S  # if the polling interval is shorter
-
-
-def growing_pause_s(failures: int, longest_s: float) -> float:
-    """Return the pause after consecutive failures: 1, 2, 4 … minutes, up to a limit."""
-    longest_s = max(longest_s, LEAST_LONGEST_PAUSE_S)
-    return min(MINUTE_S * 2.0 ** min(failures - 1, 20), longest_s)
-
-
+# --- HTTP requests --------------------------------------------------------------------
 @dataclass(frozen=True)
 class HttpAnswer:
     what: str  # describes the request to the owner, such as "the login"
@@ -1172,36 +1206,35 @@ class CarDataSignIn:
             why = "CarData needs a sign-in: run i3charge.py by hand, without --once"
             return Trouble(why, news=News("sign-in", why), is_for_owner=True)
         sign_in = self._memory.sign_in
-        now_s = time.time()
-        # A longer wait would come from a clock that was wrong.
-        if 0 < sign_in.next_code_s - now_s <= max(CODE_PAUSES_S):
-            return self._trouble_until_next_code(now_s)
+        wait_s = seconds_until(sign_in.next_code_s, max(CODE_PAUSES_S))
+        if wait_s:
+            return self._trouble_until_next_code(wait_s)
 
+        now_s = time.time()
         code = self._new_code()
         self._code = code
         self._plan_renewal()
         sign_in.next_code_s = now_s + CODE_PAUSES_S[min(sign_in.codes, 1)]
         sign_in.codes += 1
-        good_until = clock_at(code.expires_s, now_s)
+        valid_until = clock_at(code.expires_s, now_s)
         next_clock = clock_at(sign_in.next_code_s, now_s)
         message = (
             f"Sign in at BMW: open\n{code.address}\n"
             f"and confirm the code\n{code.user_code}\n"
-            f"It is good until {good_until}. The next one comes at {next_clock}, and at"
+            f"It is valid until {valid_until}. The next one comes at {next_clock}, or at"
             " once if you start i3charge.py by hand."
         )
         news = News("sign-in", message, click=code.address, good_until_s=code.expires_s)
         return Trouble(message, wait_s=code.interval_s, news=news, is_for_owner=True)
 
-    def _trouble_until_next_code(self, now_s: float) -> Trouble:
+    def _trouble_until_next_code(self, wait_s: float) -> Trouble:
         """Return the Trouble that says when the next code comes.
 
         Until then, only the old refresh token is tried.
         """
         sign_in = self._memory.sign_in
-        next_clock = clock_at(sign_in.next_code_s, now_s)
+        next_clock = clock_at(sign_in.next_code_s, time.time())
         why = f"CarData needs a sign-in: the next code comes at {next_clock}"
-        wait_s = sign_in.next_code_s - now_s
         if self._can_renew():
             pause_s = growing_pause_s(sign_in.refusals, self._longest_pause_s)
             wait_s = min(wait_s, pause_s)
@@ -1253,31 +1286,20 @@ class CarDataSignIn:
             "device_code": code.device_code,
             "code_verifier": code.verifier,
         }
-        is_good = time.time() < code.expires_s
-        wait_s = MINUTE_S if is_good else None
-        try:
-            answer = self._request_tokens("the tokens", form)
-        except Trouble as trouble:
-            trouble.wait_s = wait_s
-            raise
+        answer = self._request_tokens("the tokens", form)
         if not has_tokens(answer):
-            raise self._trouble_with_code(code, answer, is_good) or answer.trouble(
-                wait_s
-            )
+            raise self._trouble_with_code(code, answer)
         logger.info("signed in at BMW")
 
-    def _trouble_with_code(
-        self, code: DeviceCode, answer: HttpAnswer, is_good: bool
-    ) -> Trouble | None:
-        """Return what BMW says about the code; None if it says nothing useful."""
+    def _trouble_with_code(self, code: DeviceCode, answer: HttpAnswer) -> Trouble:
+        """Return the Trouble to raise if BMW grants no tokens for the code."""
         error = oauth_error(answer)
-        # BMW has also sent a 403 without an error code while a code was not confirmed.
-        is_pending = error in (PENDING, SLOW_DOWN) or (
-            answer.status == 403 and not error
-        )
         if error == SLOW_DOWN:
             code.interval_s += 5  # RFC 8628, 3.5
-        if is_pending and is_good:
+        # BMW has also sent a 403 without an error code while a code was not confirmed.
+        is_bare_403 = answer.status == 403 and not error
+        is_pending = error in (PENDING, SLOW_DOWN) or is_bare_403
+        if is_pending and time.time() < code.expires_s:
             return Trouble("", wait_s=code.interval_s, is_for_owner=True)
         if is_pending or error == EXPIRED:
             self._code = None
@@ -1285,7 +1307,7 @@ class CarDataSignIn:
             return Trouble(why, is_for_owner=True)
         if error or CODE_USED_UP in answer.body:
             return self._code_refused(error or "invalid_access_token")
-        return None
+        return answer.trouble()
 
     def _code_refused(self, error: str) -> Trouble:
         """Drop the code, and return the Trouble to raise.
@@ -1397,7 +1419,7 @@ ADVICE = {
 
 # BMW allows 50; leave two for the owner's own use of BMW's web portal.
 REQUESTS_A_DAY = 48
-
+SEARCH_PAUSE_S = HOUR_S  # between searches for a container
 
 # A hint for an owner who has never got a reading
 DRIVE_ONCE = "an older car may have to be driven once"
@@ -1410,7 +1432,6 @@ class CarData:
     """
 
     name = "CarData"
-    SEARCH_PAUSE_S = HOUR_S
 
     def __init__(
         self,
@@ -1471,12 +1492,8 @@ class CarData:
     # Containers
 
     def _search_wait_s(self) -> float:
-        """Return the seconds until a search is allowed.
-
-        A longer wait is ignored, because the clock must have been wrong.
-        """
-        wait_s = self._memory.container.next_search_s - time.time()
-        return wait_s if 0 < wait_s <= self.SEARCH_PAUSE_S else 0.0
+        """Return the seconds until a search is allowed."""
+        return seconds_until(self._memory.container.next_search_s, SEARCH_PAUSE_S)
 
     def _find_container(self, lost: str = "") -> None:
         """Find one of our containers at BMW, or create one.
@@ -1488,7 +1505,7 @@ class CarData:
         wait_s = self._search_wait_s()
         if wait_s:
             raise Trouble("there is no CarData container yet", wait_s=wait_s)
-        container.next_search_s = time.time() + self.SEARCH_PAUSE_S
+        container.next_search_s = time.time() + SEARCH_PAUSE_S
         try:
             self._use_best_container(self._active_containers(exclude=lost))
         except Trouble as trouble:
@@ -1496,7 +1513,7 @@ class CarData:
             if is_unrelated or not trouble.was_sent:
                 container.next_search_s = 0.0
             elif trouble.wait_s is None:
-                trouble.wait_s = self.SEARCH_PAUSE_S
+                trouble.wait_s = SEARCH_PAUSE_S
             raise
 
     def _active_containers(self, exclude: str) -> dict[str, str]:
@@ -1589,7 +1606,7 @@ class CarData:
         sent_s = requests_of_24_hours(self._memory.requests_s, now_s)
         if len(sent_s) >= self._quota:
             wait_s = sent_s[-self._quota] + DAY_S - now_s
-            why = "CarData's requests for 24 hours are spent"
+            why = "i3charge has used up its CarData requests for 24 hours"
             raise Trouble(why, wait_s=wait_s, was_sent=False)
         self._memory.requests_s = [*sent_s, now_s]
         self._save()
@@ -1638,7 +1655,9 @@ def log_values(values: Mapping[str, object], vin: str) -> None:
 # --- What a CarData answer says -------------------------------------------------------
 UNIT_OF_WORD = {"km": "km", "mi": "mi", "miles": "mi", "mls": "mi"}
 DAY_MINUTES = 24 * 60
-MOST_REMAINING = 199  # timeRemaining never exceeds 200, which means "200 or more"
+MAX_REMAINING_MINUTES = (
+    199  # timeRemaining never exceeds 200, which means "200 or more"
+)
 
 
 def observed(at_s: float, topic: Topic, value: object) -> list[Observation]:
@@ -1700,7 +1719,9 @@ def report_in(values: Mapping[str, Any], now_s: float) -> Report:
         *observations_of("percent", HEADER),
         *observations_of("displayed", DISPLAYED),
         *observations_of("status", STATUS),
-        *newest(full_at(TO_FULL, DAY_MINUTES) + full_at(REMAINING, MOST_REMAINING)),
+        *newest(
+            full_at(TO_FULL, DAY_MINUTES) + full_at(REMAINING, MAX_REMAINING_MINUTES)
+        ),
         *observations_of("reason", FINISH_REASON),
         *computed,
     ]
@@ -1857,8 +1878,10 @@ RESENT_S = 5 * MINUTE_S  # after plugging in, the car may send old values again
 RESENT_PLUG_S = 30 * MINUTE_S  # a plug that is sent again so soon has not moved
 FLICKER_PERCENT = 3  # a resting car's percentage changes by less
 HOLDS_100_S = 30 * MINUTE_S  # a car that has sent 100 % stops within this time
-LATEST_PERCENT_S = 1.5 * HOUR_S  # how late the final percentage of a charge may arrive
-LONGEST_TOP_UP_S = 45 * MINUTE_S  # warming a full car charges it for less
+MAX_PERCENT_DELAY_S = (
+    1.5 * HOUR_S
+)  # how late the final percentage of a charge may arrive
+MAX_TOP_UP_S = 45 * MINUTE_S  # warming a full car charges it for less
 NEARLY_FULL = 99.0  # percent
 FASTEST_PERCENT = 2.0  # per minute: 50 kW into the largest battery
 
@@ -1961,9 +1984,9 @@ class Stay:
             self._see_percent(new)
         elif new.topic == "status" and self.plugged is not False:
             self._see_status(new.value, new.at_s)
-        elif new.topic == "full_at" and self.is_charging:
-            self.charge.computed = self.computed_percent(new.at_s)
-            self.charge.full_at_s = new.value
+        elif new.topic == "full_at" and self.open_charge:
+            self.open_charge.computed = self.computed_percent(new.at_s)
+            self.open_charge.full_at_s = new.value
         elif new.topic == "reason":
             self.reasons.append(new)
             if self.plugged is not False:
@@ -1999,20 +2022,20 @@ class Stay:
         """Set the status. Begin, pause or stop a charge if it is a new one."""
         if status == self.status:
             return
-        if status == "charging" and not self.is_charging:
+        charge = self.open_charge
+        if status == "charging" and not charge:
             self.charges.append(Charge(at_s))
-        elif self.is_charging and status == "waiting":
-            self.charge.computed = self.computed_percent(at_s)
-            self.charge.full_at_s = 0.0  # it will be later than the car expected
-        elif self.is_charging and status != "charging":
-            self._stop_charge(status, at_s)
+        elif charge and status == "waiting":
+            charge.computed = self.computed_percent(at_s)
+            charge.full_at_s = 0.0  # it will be later than the car expected
+        elif charge and status != "charging":
+            self._stop_charge(charge, status, at_s)
         self.status = status
         self.status_s = at_s
 
-    def _stop_charge(self, status: Status, at_s: float) -> None:
-        charge = self.charge
+    def _stop_charge(self, charge: Charge, status: Status, at_s: float) -> None:
         if charge.is_assumed and at_s <= charge.began_s + TOGETHER_S:
-            self.charges.pop()  # the assumption was wrong
+            self.charges.remove(charge)  # the assumption was wrong
             return
         charge.computed = self.computed_percent(at_s)
         charge.stopped_s = at_s
@@ -2033,9 +2056,9 @@ class Stay:
 
     def _see_percent(self, new: Observation) -> None:
         is_new_value = not self.percents or new.value != self.percents[-1].value
-        if self.is_charging and is_new_value:  # it replaces the computed percentage
-            self.charge.computed = 0.0
-            self.charge.is_from_bmw = False
+        if self.open_charge and is_new_value:  # it replaces the computed percentage
+            self.open_charge.computed = 0.0
+            self.open_charge.is_from_bmw = False
         self.percents.append(new)
         is_of_pull = self.plugged is False and new.at_s <= self.plugged_s + TOGETHER_S
         if is_of_pull and self._has_risen():
@@ -2047,38 +2070,44 @@ class Stay:
         After a drive, BMW may predict from the percentage before the drive for a while.
         """
         self.predicted = new.value
-        if not self.is_charging:
+        charge = self.open_charge
+        if not charge:
             return
         last = self.last_percent
-        if last and last.at_s >= self.charge.began_s - TOGETHER_S:
-            minutes = max(0.0, new.at_s - last.at_s) / MINUTE_S
-            if new.value > last.value + FASTEST_PERCENT * minutes:
-                return
-        self.charge.computed = max(self.charge.computed, new.value)
-        self.charge.is_from_bmw = True
+        is_known = last is not None and last.at_s >= charge.began_s - TOGETHER_S
+        if last and is_known and new.value > highest_possible(last, new.at_s):
+            return
+        charge.computed = max(charge.computed, new.value)
+        charge.is_from_bmw = True
 
     def _hv_status_confirms(self) -> bool:
         """Return whether the car sends 100 %, and BMW says that the goal is reached."""
-        if (
-            self.hv_status != HV_GOAL_REACHED
-            or not self.is_charging
-            or not self.percents
-        ):
+        charge = self.open_charge
+        if self.hv_status != HV_GOAL_REACHED or not charge or not self.percents:
             return False
         last = self.percents[-1]
-        return last.value == 100 and last.at_s >= self.charge.began_s
+        return last.value == 100 and last.at_s >= charge.began_s
 
     # What the observations mean
 
     @property
-    def charge(self) -> Charge:
-        """The last charge of the stay; there must be one."""
-        return self.charges[-1]
+    def open_charge(self) -> Charge | None:
+        """The charge that has not stopped, according to the status of the car.
 
-    @property
-    def is_charging(self) -> bool:
-        """Whether the status says that a charge goes on; a pause does not end it."""
-        return bool(self.charges) and not self.charge.stopped_s
+        The status can lag. See is_charging() for whether the car really charges.
+        """
+        last = self.charges[-1] if self.charges else None
+        return None if last is None or last.stopped_s else last
+
+    def is_charging(self, now_s: float) -> bool:
+        """Return whether the car charges, perhaps with a pause.
+
+        The status of a full car can lag. A charge that begins later is a top-up.
+        """
+        if not self.open_charge:
+            return False
+        full_s = self.full_s(now_s)
+        return full_s == 0 or self.open_charge.began_s > full_s
 
     @property
     def last_percent(self) -> Observation | None:
@@ -2110,7 +2139,7 @@ class Stay:
     def _percent_near_end(self, charge: Charge, ended_s: float) -> Observation | None:
         """Return the first percentage after the end or, if none, the last before it."""
         known = [each for each in self.percents if each.at_s > charge.began_s]
-        latest_s = ended_s + LATEST_PERCENT_S
+        latest_s = ended_s + MAX_PERCENT_DELAY_S
         if self.status == "unplugged":  # later ones belong to the drive
             latest_s = min(latest_s, self.status_s + TOGETHER_S)
         earliest_s = ended_s - TOGETHER_S
@@ -2125,10 +2154,7 @@ class Stay:
         One from before the end may have risen since.
         """
         found = self._percent_near_end(charge, ended_s)
-        if not found:
-            return True
-        minutes = max(0.0, ended_s - found.at_s) / MINUTE_S
-        return bool(found.value + FASTEST_PERCENT * minutes >= NEARLY_FULL)
+        return not found or highest_possible(found, ended_s) >= NEARLY_FULL
 
     def full_s(self, now_s: float) -> float:
         """Return when the car became full; 0 if it did not.
@@ -2165,23 +2191,13 @@ class Stay:
         begun = [each for each in self.charges if each.began_s < reached_s]
         return self._may_be_full_at_end(begun[-1] if begun else Charge(), reached_s)
 
-    def goes_on(self, now_s: float) -> bool:
-        """Return whether a charge really goes on.
-
-        The status of a full car can lag. A charge that begins later is a top-up.
-        """
-        if not self.is_charging:
-            return False
-        full_s = self.full_s(now_s)
-        return full_s == 0 or self.charge.began_s > full_s
-
     def is_settled(self, charge: Charge, now_s: float) -> bool:
         """Return whether the outcome of a stopped charge is known, or overdue.
 
         If the car may be full, for example at 99 %, only the reason tells.
         """
         ended_s = charge.stopped_s
-        if now_s >= ended_s + LATEST_PERCENT_S:
+        if now_s >= ended_s + MAX_PERCENT_DELAY_S:
             return True
         if self._percent_near_end(charge, ended_s) is None:
             return False
@@ -2193,10 +2209,11 @@ class Stay:
 
         It rises from the car's own percentage to 100 % at the time that the car expects.
         The result never falls within a charge, until the car sends its own percentage.
+        There must be a charge; one that has stopped has its final percentage.
         """
-        charge = self.charge
+        charge = self.charges[-1]
         last = self.last_percent
-        if not last or charge.is_from_bmw or not self.is_charging:
+        if not last or charge.is_from_bmw or not self.open_charge:
             return charge.computed
         since_s = max(last.at_s, charge.began_s)
         has_estimate = since_s < charge.full_at_s
@@ -2208,32 +2225,40 @@ class Stay:
         return max(charge.computed, min(round(line, 1), NEARLY_FULL))
 
 
+def highest_possible(last: Observation, at_s: float) -> float:
+    """Return the percentage that the fastest charge could have reached by a later time."""
+    minutes = max(0.0, at_s - last.at_s) / MINUTE_S
+    return float(last.value + FASTEST_PERCENT * minutes)
+
+
 def stays_in(journal: list[Observation]) -> list[Stay]:
     """Cut the journal into stays; the last one is the present one."""
     has_car_status = any(each.topic == "status" for each in journal)
-    stay = Stay()
-    stays = [stay]
+    stays = [Stay()]
     # If the car sends CONNECTED twice, it may have been away in between. Follow both
     # possibilities until the next sign of a charge decides; 100 % alone is no sign.
-    other: Stay | None = None
+    possible: Stay | None = None
     for each in journal:
         if each.topic == "hv_status" and not has_car_status:
             each = each._replace(topic="status")
-        if other:
-            other.see(each)
-        if other and (other.charges or each.topic == "full_at"):
-            stays.append(other)
-            stay = other
-            other = None
-            continue
+        if possible:
+            possible.see(each)
+            if possible.charges or each.topic == "full_at":
+                stays.append(possible)
+                possible = None
+                continue
 
+        stay = stays[-1]
         if begins_stay(each, stay):
-            stay = next_stay(each, stay)
-            stays.append(stay)
-            other = None
-        elif may_begin_stay(each, stay):
-            other = next_stay(each, stay)
-            other.see(each)
+            following = next_stay(each, stay)
+            stay.charges = [one for one in stay.charges if one not in following.charges]
+            following.see(each)
+            stays.append(following)
+            possible = None
+            continue
+        if may_begin_stay(each, stay):
+            possible = next_stay(each, stay)
+            possible.see(each)
         stay.see(each)
     return stays
 
@@ -2242,25 +2267,25 @@ def begins_stay(new: Observation, stay: Stay) -> bool:
     if new.topic in ("percent", "displayed"):
         return bool(new.value <= stay.highest(new.topic) - FLICKER_PERCENT)
     if new.topic == "plug":
-        return new.value == IN and not stay.plugged and not stay.goes_on(new.at_s)
+        return new.value == IN and not stay.plugged and not stay.is_charging(new.at_s)
     if new.topic == "status" and stay.plugged is False:
         # The car must be back at a plug.
         is_later = new.at_s > stay.status_s
         return is_later and STATUS_OF_WORD[new.value] in ACTIVE
     # A full car that charges for longer than a top-up has been away unnoticed.
-    is_long = new.topic == "full_at" and new.value - new.at_s > LONGEST_TOP_UP_S
-    return is_long and stay.is_charging and stay.full_s(new.at_s) > 0
+    is_long = new.topic == "full_at" and new.value - new.at_s > MAX_TOP_UP_S
+    return is_long and stay.open_charge is not None and stay.full_s(new.at_s) > 0
 
 
 def may_begin_stay(new: Observation, stay: Stay) -> bool:
     """Return whether a second CONNECTED may mean that the car was away in between."""
     is_in_again = new.topic == "plug" and new.value == IN and stay.plugged is True
     is_late = new.at_s > stay.plugged_s + RESENT_PLUG_S
-    return is_in_again and is_late and not stay.goes_on(new.at_s)
+    return is_in_again and is_late and not stay.is_charging(new.at_s)
 
 
 def next_stay(new: Observation, stay: Stay) -> Stay:
-    """Return the stay that an observation begins, with the charge that goes on in it."""
+    """Return the stay that an observation begins, before it has seen the observation."""
     after = Stay(
         new.at_s, stay.last_percent, hv_status=stay.hv_status, predicted=stay.predicted
     )
@@ -2271,24 +2296,27 @@ def next_stay(new: Observation, stay: Stay) -> Stay:
     after.plugged_s = new.at_s
     after.status = STATUS_AT_REST[after.plugged]
     after.status_s = new.at_s
-
-    is_long = new.topic == "full_at"
-    is_full = stay.full_s(new.at_s) > 0
-    if stay.goes_on(new.at_s):
-        is_just_begun = stay.charge.began_s >= new.at_s - TOGETHER_S
-        if is_just_begun or is_long:
-            # The drive was before this charge.
-            after.charges.append(stay.charges.pop())
-            after.since_s = after.charge.began_s
-        elif not is_full:
-            # The drive was within this charge: its end and its beginning were not seen.
-            after.charges.append(Charge(new.at_s, is_assumed=True))
-    elif is_long:
-        # The status has said "charging" since before the car was full.
-        after.charges.append(Charge(new.at_s))
-    if after.charges:
+    charge = charge_in_next_stay(new, stay)
+    if charge:
+        after.charges = [charge]
+        after.since_s = charge.began_s
         after.status = stay.status
     return after
+
+
+def charge_in_next_stay(new: Observation, stay: Stay) -> Charge | None:
+    """Return the charge that goes on in the stay that an observation begins."""
+    is_long = new.topic == "full_at"
+    if not stay.is_charging(new.at_s):
+        # A full car's status may have said "charging" since before it was full.
+        return Charge(new.at_s) if is_long else None
+    charge = stay.charges[-1]
+    if is_long or charge.began_s >= new.at_s - TOGETHER_S:
+        return charge  # the drive was before it
+    if stay.full_s(new.at_s):
+        return None
+    # The drive was within the charge: its end and its beginning were not seen.
+    return Charge(new.at_s, is_assumed=True)
 
 
 # --- Reading --------------------------------------------------------------------------
@@ -2308,11 +2336,11 @@ def reading_of(stay: Stay, report: Report, range_unit: str) -> Reading | None:
 
     now_s = report.taken_s
     status = stay.status
-    if stay.full_s(now_s) and not stay.goes_on(now_s):
+    if stay.full_s(now_s) and not stay.is_charging(now_s):
         status = "full"
     full_at_s = 0.0
     if status == "charging" and stay.charges:
-        full_at_s = stay.charge.full_at_s
+        full_at_s = stay.charges[-1].full_at_s
     unit = ""
     if report.range is not None:
         unit = report.range_unit or range_unit or "km"
@@ -2340,14 +2368,14 @@ def percent_to_show(stay: Stay, report: Report) -> float | None:
     if not stay.charges:
         return None
     now_s = report.taken_s
-    charge = stay.charge
+    charge = stay.charges[-1]
     computed = stay.computed_percent(now_s)
     if computed <= stay.last_percent.value:
         return None
     is_too_old = now_s > max(stay.last_percent.at_s, charge.began_s) + DAY_S
     if not charge.is_from_bmw and (is_too_old or not report.interpolates):
         return None
-    if stay.goes_on(now_s):
+    if stay.is_charging(now_s):
         return computed
     ended_s = charge.stopped_s or stay.full_s(now_s)
     return computed if stay.last_percent.at_s < ended_s - TOGETHER_S else None
@@ -2357,7 +2385,7 @@ def percent_to_show(stay: Stay, report: Report) -> float | None:
 STEP_PERCENT = 5
 SOON_MINUTES = 10
 OVERDUE_S = 30 * MINUTE_S  # after the time when it should have been full
-LONGEST_CHARGE_S = 20 * HOUR_S
+MAX_CHARGE_S = 20 * HOUR_S
 STILL_THERE_S = HOUR_S
 # Older events are not told. It exceeds a day, so that a daily run misses nothing.
 NO_NEWS_S = 36 * HOUR_S
@@ -2366,59 +2394,67 @@ NO_NEWS_S = 36 * HOUR_S
 def events_in(stays: list[Stay], reading: Reading, notify_at: float) -> Iterator[News]:
     """Yield every event in the stays, told or not, in the order of telling."""
     now_s = reading.taken_s
-    full_times_s = [stay.full_s(now_s) for stay in stays]
-    for index, (stay, full_s) in enumerate(zip(stays, full_times_s)):
-        is_present = stay is stays[-1]
-        if full_s:
-            yield full_news(stay, full_s, is_present)
-            if is_present and is_still_there(stay, full_s, now_s):
-                yield still_news(stay, full_s, now_s)
-        if any(full_times_s[index:]):
-            continue  # if a full charge has followed a stop, that is no news
-        for charge in stay.charges:
-            if charge.stopped_s and stay.is_settled(charge, now_s):
-                yield stopped_news(stay, charge)
-        if is_present and stay.is_charging:
-            yield from news_of_charge(stay, reading, notify_at)
+    present = stays[-1]
+    for index, stay in enumerate(stays):
+        if stay.full_s(now_s):
+            yield full_news(stay, now_s, is_present=stay is present)
+        # If a full charge has followed a stop, the stop is no news.
+        elif not any(later.full_s(now_s) for later in stays[index + 1 :]):
+            yield from stops(stay, now_s)
+
+    if is_still_there(present, now_s):
+        yield still_news(present, now_s)
+    if present.open_charge and not present.full_s(now_s):
+        yield from news_of_charge(present.open_charge, present, reading, notify_at)
 
 
-def news_of_charge(stay: Stay, reading: Reading, notify_at: float) -> Iterator[News]:
+def stops(stay: Stay, now_s: float) -> Iterator[News]:
+    for charge in stay.charges:
+        if charge.stopped_s and stay.is_settled(charge, now_s):
+            yield stopped_news(stay, charge)
+
+
+def news_of_charge(
+    charge: Charge, stay: Stay, reading: Reading, notify_at: float
+) -> Iterator[News]:
     """Yield the events of the charge that goes on."""
-    began_s = stay.charge.began_s
-    yield News("started", started_message(stay, reading), at_s=began_s, since_s=began_s)
-    if has_reached(notify_at, stay, reading):
-        message = f"{notify_at:.0f}% reached"
-        yield News("reached", message, at_s=reading.taken_s, since_s=began_s)
+
+    def news(kind: Kind, message: str) -> News:
+        return News(kind, message, at_s=reading.taken_s, since_s=charge.began_s)
+
+    yield started_news(charge, stay, reading)
+    if has_reached(notify_at, charge, stay, reading):
+        yield news("reached", f"{notify_at:.0f}% reached")
     minutes = reading.minutes_to_full
     if minutes is not None and minutes <= SOON_MINUTES:
         about = max(1, round(minutes))
-        message = f"Full in about {about} min, at {reading.full_clock}"
-        yield News("soon", message, at_s=reading.taken_s, since_s=began_s)
+        yield news("soon", f"Full in about {about} min, at {reading.full_clock}")
     if reading.status == "waiting":
         message = f"Charging paused at {reading.percent_text}"
         yield News("paused", message, at_s=stay.status_s, since_s=stay.status_s)
-    message = overdue_message(stay.charge, reading)
-    if message:
-        yield News("overdue", message, at_s=reading.taken_s, since_s=began_s)
+    warning = overdue_message(charge, reading)
+    if warning:
+        yield news("overdue", warning)
 
 
-def started_message(stay: Stay, reading: Reading) -> str:
-    percent = stay.percent_at_start(stay.charge)
+def started_news(charge: Charge, stay: Stay, reading: Reading) -> News:
+    percent = stay.percent_at_start(charge)
     message = "Charging has begun"
     if percent is not None:
         message = f"Charging from {int(percent)}%"
-    return with_full_clock(message, reading)
+    message = with_full_clock(message, reading)
+    return News("started", message, at_s=charge.began_s, since_s=charge.began_s)
 
 
 def with_full_clock(message: str, reading: Reading) -> str:
-    return (
-        f"{message}, full about {reading.full_clock}" if reading.full_clock else message
-    )
+    if not reading.full_clock:
+        return message
+    return f"{message}, full about {reading.full_clock}"
 
 
-def has_reached(notify_at: float, stay: Stay, reading: Reading) -> bool:
-    """Whether the owner's own percentage is reached in a charge that began below it."""
-    percent = stay.percent_at_start(stay.charge)
+def has_reached(notify_at: float, charge: Charge, stay: Stay, reading: Reading) -> bool:
+    """Return whether a charge that began below the owner's percentage has reached it."""
+    percent = stay.percent_at_start(charge)
     if percent is None and stay.previous:
         percent = stay.previous.value
     return percent is not None and percent < notify_at <= reading.percent
@@ -2431,19 +2467,18 @@ def overdue_message(charge: Charge, reading: Reading) -> str:
     """
     if reading.status != "charging":
         return ""
-    late_s = reading.taken_s - charge.full_at_s
-    if charge.full_at_s and OVERDUE_S <= late_s <= DAY_S:
-        expected = (
-            f"BMW expected it full at {clock_at(charge.full_at_s, reading.taken_s)}"
-        )
-        return f"{expected}, and has not confirmed it. Have a look."
-    lasts_s = reading.taken_s - charge.began_s
-    if lasts_s >= LONGEST_CHARGE_S:
-        return f"Charging for {duration(lasts_s)} now, says BMW. Have a look."
+    now_s = reading.taken_s
+    if charge.full_at_s and OVERDUE_S <= now_s - charge.full_at_s <= DAY_S:
+        clock = clock_at(charge.full_at_s, now_s)
+        return f"BMW expected it full at {clock}, and has not confirmed it. Please check the car."
+    if now_s - charge.began_s >= MAX_CHARGE_S:
+        lasts = duration(now_s - charge.began_s)
+        return f"Charging for {lasts} now, says BMW. Please check the car."
     return ""
 
 
-def full_news(stay: Stay, full_s: float, is_present: bool) -> News:
+def full_news(stay: Stay, now_s: float, *, is_present: bool) -> News:
+    full_s = stay.full_s(now_s)
     begun = [each for each in stay.charges if each.began_s <= full_s]
     charge = begun[-1] if begun else Charge()
     percent = stay.percent_at_end(charge, full_s)
@@ -2459,14 +2494,16 @@ def full_news(stay: Stay, full_s: float, is_present: bool) -> News:
     )
 
 
-def is_still_there(stay: Stay, full_s: float, now_s: float) -> bool:
+def is_still_there(stay: Stay, now_s: float) -> bool:
     """Return whether a full car is in the way: for an hour, and not topped up."""
-    is_long = now_s >= full_s + STILL_THERE_S
-    return is_long and stay.plugged is True and not stay.goes_on(now_s)
+    full_s = stay.full_s(now_s)
+    is_long = full_s > 0 and now_s >= full_s + STILL_THERE_S
+    return is_long and stay.plugged is True and not stay.is_charging(now_s)
 
 
-def still_news(stay: Stay, full_s: float, now_s: float) -> News:
-    message = f"Full since {clock_at(full_s, now_s)}, and still plugged in"
+def still_news(stay: Stay, now_s: float) -> News:
+    full_clock = clock_at(stay.full_s(now_s), now_s)
+    message = f"Full since {full_clock}, and still plugged in"
     return News("still", message, at_s=now_s, since_s=stay.since_s)
 
 
@@ -2506,39 +2543,40 @@ def charge_summary(stay: Stay, charge: Charge, ended_s: float, to_percent: str) 
     return f"{int(from_percent)} → {to_percent} in {lasts}"
 
 
-def is_over(news: News, made_s: float, stay: Stay, reading: Reading) -> bool:
-    """Whether a message made at `made_s` is no longer true at a later reading."""
+def is_outdated(news: News, made_s: float, stay: Stay, now_s: float) -> bool:
+    """Return whether a message made at `made_s` is no longer true at a later reading."""
     if news.kind in ("sign-in", "error"):
         return not is_own_fault(news.message)
     if news.kind in ("started", "soon", "overdue"):
-        return not stay.goes_on(reading.taken_s) or stay.charge.began_s > made_s
+        charge = stay.open_charge
+        return charge is None or charge.began_s > made_s or not stay.is_charging(now_s)
     if news.kind == "still":
-        return is_gone(made_s, stay)
+        return has_left(made_s, stay)
     return False
 
 
-def is_gone(made_s: float, stay: Stay) -> bool:
-    """Whether the car has left its plug since `made_s`."""
+def has_left(made_s: float, stay: Stay) -> bool:
+    """Return whether the car has left its plug since `made_s`."""
     return stay.plugged is False or stay.since_s > made_s
 
 
 # --- Watch ----------------------------------------------------------------------------
-LEAST_GAP_S = 10 * MINUTE_S  # minimum time before an early poll
+MIN_GAP_S = 10 * MINUTE_S  # between polls, before an early one
 AFTER_FULL_S = 2 * MINUTE_S  # BMW rounds its estimate, and never reports full early
-EARLY_POLLS = 4  # limit on early polls without news, in case the status is stuck
+MAX_EARLY_POLLS = 4  # in a row with nothing new, in case the status is stuck
 
 
 class ChargeWatch:
-    """A tracker that turns reports into readings and news, and schedules polls."""
+    """Turn reports into readings and news, and decide when to poll next."""
 
     def __init__(self, memory: Memory, notify_at: float, interval_s: float) -> None:
         self._memory = memory
         self._notify_at = notify_at  # the owner's own percentage; 0 for none
         self._interval_s = interval_s
-        self._early_polls = 0  # since there was something new
+        self._early_polls = 0  # in a row with nothing new
 
-    def observe(self, report: Report) -> tuple[Reading, list[News]]:
-        """Return the reading and its news, in the order in which they are told.
+    def observe(self, report: Report) -> tuple[Stay, Reading, list[News]]:
+        """Return the present stay, the reading, and the news in the order of telling.
 
         Raise Trouble if no percentage is known.
         """
@@ -2554,41 +2592,31 @@ class ChargeWatch:
             raise Trouble(why if memory.last else f"{why}; {DRIVE_ONCE}")
 
         memory.journal = trimmed(journal, stays, report.taken_s)
-        news = self._take_news(
-            events_in(stays, reading, self._notify_at), reading, is_first
-        )
+        events = events_in(stays, reading, self._notify_at)
+        news = self._take_news(events, reading.taken_s, is_first)
         memory.step_from = min(memory.step_from, reading.percent)
-        if not news and not is_first and stay.goes_on(report.taken_s):
+        if not news and not is_first and stay.is_charging(reading.taken_s):
             news = self._step_news(reading)
         if news or is_first:
             memory.step_from = reading.percent
-        if news or memory.last is None or reading.status != memory.last.status:
-            self._early_polls = 0
-        self._drop_what_is_over(stay, reading)
+
+        self._count_early_polls(reading, news)
         memory.last = reading
-        return reading, news
+        return stay, reading, news
 
     def _take_news(
-        self, events: Iterable[News], reading: Reading, is_first: bool
+        self, events: Iterable[News], now_s: float, is_first: bool
     ) -> list[News]:
-        """Return the events that the owner has not heard of, and note them as told.
-
-        Of a new owner's first report, only "soon" and "overdue" are news. A memory of
-        version 3.1.0 has no journal, and its owner may have heard even these.
-        """
-        is_update = is_first and self._memory.last is not None
+        """Return the events that the owner has not heard of, and note them as told."""
         news: list[News] = []
         for event in events:
-            kinds = [each.kind for each in news]
-            if event.kind == "still" and "full" in kinds:
+            is_after_full = any(each.kind == "full" for each in news)
+            if event.kind == "still" and is_after_full:
                 continue  # if "full" is told late, "still" can wait for the next reading
-            if self._was_told(event, reading.taken_s):
-                continue
-            self._memory.news_told_s[event.kind] = event.at_s
-            is_old = reading.taken_s - event.at_s > NO_NEWS_S
-            predates_start = is_first and event.kind not in ("soon", "overdue")
-            if not is_old and not predates_start and not is_update:
-                news.append(event)
+            if not self._was_told(event, now_s):
+                self._memory.news_told_s[event.kind] = event.at_s
+                if self._is_worth_telling(event, now_s, is_first):
+                    news.append(event)
         return news
 
     def _was_told(self, event: News, now_s: float) -> bool:
@@ -2598,6 +2626,17 @@ class ChargeWatch:
             return False
         return told_s >= event.since_s
 
+    def _is_worth_telling(self, event: News, now_s: float, is_first: bool) -> bool:
+        """Return whether an event is recent, and not from before the first report.
+
+        Only "soon" and "overdue" are news even then. But if version 3.1.0 has left a
+        reading without a journal, it may have told them.
+        """
+        if now_s - event.at_s > NO_NEWS_S:
+            return False
+        is_new_owner = self._memory.last is None
+        return not is_first or (is_new_owner and event.kind in ("soon", "overdue"))
+
     def _step_news(self, reading: Reading) -> list[News]:
         risen = reading.percent - self._memory.step_from
         if round(risen, 6) < STEP_PERCENT:
@@ -2605,58 +2644,34 @@ class ChargeWatch:
         message = with_full_clock(f"{reading.percent_text} charged", reading)
         return [News("step", message, at_s=reading.taken_s)]
 
-    def _drop_what_is_over(self, stay: Stay, reading: Reading) -> None:
-        """Drop messages that have waited until they are no longer true."""
-        kept = []
-        for message in self._memory.outbox:
-            if is_over(message.news, message.made_s, stay, reading):
-                logger.debug("no longer true, and not told: %s", message.summary)
-                continue
-            if message.news.while_plugged and is_gone(message.made_s, stay):
-                message.news = dataclasses.replace(message.news, while_plugged="")
-            kept.append(message)
-        self._memory.outbox = kept
-
-    def silence_news(self, now_s: float) -> News | None:
-        """Return news if a reading is overdue during a charge, by a day at most."""
+    def _count_early_polls(self, reading: Reading, news: list[News]) -> None:
         last = self._memory.last
-        if last is None or last.status != "charging":
-            return None
-        least_s = max(2 * self._interval_s, HOUR_S)
-        if not least_s <= now_s - last.taken_s <= least_s + DAY_S:
-            return None
-        since = clock_at(last.taken_s, now_s)
-        return News(
-            "error", f"No word from BMW since {since} ({last.percent_text}, charging)"
-        )
+        if news or last is None or reading.status != last.status:
+            self._early_polls = 0
+        elif reading.taken_s < last.taken_s + self._interval_s - MINUTE_S:
+            self._early_polls += 1
 
     # The next poll
 
     def next_poll_s(self, reading: Reading, began_s: float) -> float:
         """Return when to poll next: after the interval, or earlier if news is due.
 
-        It may be up to LEAST_GAP_S later, if that poll can then tell "soon".
+        It may be up to MIN_GAP_S later, if that poll can then tell "soon".
         """
         regular_s = began_s + self._interval_s
-        if not reading.full_at_s or self._early_polls >= EARLY_POLLS:
+        if not reading.full_at_s or self._early_polls >= MAX_EARLY_POLLS:
             return regular_s
         soon_s = reading.full_at_s - SOON_MINUTES * MINUTE_S
-        due_s = [
-            at_s
-            for at_s in self._expected_news_s(reading, soon_s)
-            if at_s > reading.taken_s
-        ]
-        earliest_s = reading.taken_s + LEAST_GAP_S
+        expected_s = self._expected_news_s(reading, soon_s)
+        ahead_s = [at_s for at_s in expected_s if at_s > reading.taken_s]
+        earliest_s = reading.taken_s + MIN_GAP_S
         # If nothing is ahead, the car should be full by now.
-        next_s = min(max(min(due_s, default=earliest_s), earliest_s), regular_s)
+        next_s = min(ahead_s, default=earliest_s)
+        next_s = min(max(next_s, earliest_s), regular_s)
 
-        # Polls are LEAST_GAP_S apart, so the one after this could be too late for "soon".
-        is_just_before = 0 < soon_s - next_s < LEAST_GAP_S
-        if is_just_before and self._interval_s > LEAST_GAP_S:
-            next_s = soon_s
-        if next_s < regular_s:
-            self._early_polls += 1
-        return next_s
+        # Polls are MIN_GAP_S apart, so the one after this could be too late for "soon".
+        is_just_before = 0 < soon_s - next_s < MIN_GAP_S
+        return soon_s if is_just_before and self._interval_s > MIN_GAP_S else next_s
 
     def _expected_news_s(self, reading: Reading, soon_s: float) -> list[float]:
         times_s = [soon_s, reading.full_at_s + AFTER_FULL_S]
@@ -2695,7 +2710,7 @@ def time_at_percent(reading: Reading, percent: float) -> float:
 
 # --- Log lines ------------------------------------------------------------------------
 OLD_REPORT_S = 5 * MINUTE_S
-WIDE_COLUMNS = 80  # minimum terminal width for the bar
+MIN_COLUMNS_FOR_BAR = 80  # minimum terminal width for the bar
 COLOURS: dict[Status, int] = {"charging": 32, "full": 36, "waiting": 33, "error": 31}
 DIM = 2
 RED = 31
@@ -2791,7 +2806,7 @@ class ChargeLog:
             return json_line(reading)
         if not self._is_terminal:
             return text_line(reading, DATE_IN_FILE)
-        is_wide = shutil.get_terminal_size().columns >= WIDE_COLUMNS
+        is_wide = shutil.get_terminal_size().columns >= MIN_COLUMNS_FOR_BAR
         bar = bar_of(reading.percent, self._blocks) if is_wide else ""
         if bar and not os.environ.get("NO_COLOR"):
             bar = f"\033[{COLOURS.get(reading.status, DIM)}m{bar}\033[0m"
@@ -2948,7 +2963,8 @@ def start_quietly(command: list[str]) -> subprocess.Popen[bytes]:
 
 # --- Delivery to the owner's addresses ------------------------------------------------
 LATE_S = 10 * MINUTE_S  # a later message begins with the time that it tells of
-MOST_UNANSWERED = 3  # tries that may have been delivered
+MAX_RETRY_PAUSE_S = HOUR_S
+MAX_UNANSWERED = 3  # tries that may have been delivered
 UNANSWERED_PAUSES_S = (5 * MINUTE_S, 55 * MINUTE_S)  # between these tries
 
 # What an address has done with a message. "may be taken": it has given no clear answer.
@@ -2997,11 +3013,19 @@ class Outbox:
         for name in self._urls:
             self._deliver_to(name)
 
+    def drop_outdated(self, stay: Stay, now_s: float) -> None:
+        """Drop messages, or their last sentence, that a new reading contradicts."""
+        for message in list(self._memory.outbox):
+            if is_outdated(message.news, message.made_s, stay, now_s):
+                self._drop_unsent(message)
+            elif message.news.while_plugged and has_left(message.made_s, stay):
+                message.news = dataclasses.replace(message.news, while_plugged="")
+
     def say_what_is_left(self) -> None:
         for message in self._memory.outbox:
             if message.address in self._urls:
                 host = self._host(message.address)
-                logger.error("%s has not been told: %s", host, message.summary)
+                logger.error("not sent to %s: %s", host, message.summary)
 
     def _host(self, name: str) -> str:
         return urlsplit(self._urls[name]).hostname or ""
@@ -3011,17 +3035,21 @@ class Outbox:
         for message in list(self._memory.outbox):
             if now_s < message.good_until_s:
                 continue
-            self._memory.outbox.remove(message)
             if message.news.kind == "sign-in":  # its code has expired, others follow
-                logger.debug("no longer true, and not told: %s", message.summary)
+                self._drop_unsent(message)
             else:
-                logger.error("after a day, no more tries to tell: %s", message.summary)
+                self._memory.outbox.remove(message)
+                logger.error("given up after a day: %s", message.summary)
+
+    def _drop_unsent(self, message: Message) -> None:
+        self._memory.outbox.remove(message)
+        logger.debug("outdated, so not sent: %s", message.summary)
 
     def _deliver_to(self, name: str) -> None:
         for message in list(self._memory.outbox):
             if message.address != name:
                 continue
-            if is_due(message, time.time()):
+            if not seconds_until(message.next_try_s, MAX_RETRY_PAUSE_S):
                 self._post(message)
                 self._save()
             if message in self._memory.outbox and holds_up_others(message):
@@ -3054,7 +3082,7 @@ class Outbox:
         self._problems.pop(message.address, None)
         summary = message.summary
         shown = summary if len(summary) <= 40 else f"{summary[:39]}…"
-        logger.info("%s was told: %s", answer.host, shown)
+        logger.info("sent to %s: %s", answer.host, shown)
 
     def _retry_later(self, message: Message, outcome: Outcome, why: str) -> None:
         """Plan the next try, or give the message up.
@@ -3062,17 +3090,17 @@ class Outbox:
         The pause is as long as the message has waited, from a minute to an hour.
         """
         now_s = time.time()
-        pause_s = min(max(now_s - message.made_s, MINUTE_S), HOUR_S)
+        pause_s = min(max(now_s - message.made_s, MINUTE_S), MAX_RETRY_PAUSE_S)
         if outcome == "may be taken":
             pause_s = UNANSWERED_PAUSES_S[min(message.unanswered, 1)]
             message.unanswered += 1
         message.next_try_s = now_s + pause_s
         message.is_refused = outcome == "refused"
-        if message.unanswered >= MOST_UNANSWERED:
+        if message.unanswered >= MAX_UNANSWERED:
             self._memory.outbox.remove(message)
             host = self._host(message.address)
             logger.error(
-                "%s may not have been told: %s (%s)", host, message.summary, why
+                "%s may not have received: %s (%s)", host, message.summary, why
             )
         elif self._problems.get(message.address) != why:
             self._problems[message.address] = why
@@ -3080,13 +3108,7 @@ class Outbox:
 
 
 def holds_up_others(message: Message) -> bool:
-    return not message.is_refused and message.unanswered < MOST_UNANSWERED - 1
-
-
-def is_due(message: Message, now_s: float) -> bool:
-    """Return whether it is time to try. If the wait exceeds an hour, the clock was set."""
-    wait_s = message.next_try_s - now_s
-    return wait_s <= 0 or wait_s > HOUR_S
+    return not message.is_refused and message.unanswered < MAX_UNANSWERED - 1
 
 
 def text_to_send(message: Message, now_s: float) -> str:
@@ -3181,9 +3203,9 @@ def refusal_in(answer: HttpAnswer, url: str) -> str:
     refused = f"{answer.host} did not accept a notification (HTTP {answer.status})"
     if 300 <= answer.status < 400:
         where = redirect_host(answer) or "another page"
-        return f"{refused}: the address leads to {where}, as to a login"
+        return f"{refused}: the address redirects to {where}; is there a login page?"
     if answer.status < 300:
-        return f"{refused}: the address does not answer as ntfy; is there a login before it?"
+        return f"{refused}: this is no answer of ntfy; is there a login page?"
     said = answer.json()
     error = said.get("error")
     reason = dict_or_empty(error).get("message") or error  # the first is Google's
@@ -3195,15 +3217,80 @@ def refusal_in(answer: HttpAnswer, url: str) -> str:
     return f"{refused}: {printable(reason, hidden)[:60]}"
 
 
+# --- Telling the owner ----------------------------------------------------------------
+class Notifier:
+    """Tell news in every way: in the log, on this computer, and by the outbox."""
+
+    def __init__(
+        self, memory: Memory, save: Save, desktop: Desktop, outbox: Outbox
+    ) -> None:
+        self._memory = memory
+        self._save = save
+        self._desktop = desktop
+        self.outbox = outbox
+
+    def tell(self, news: list[News], reading: Reading | None = None) -> None:
+        """Deliver news. Save it first, so that it is not told twice after a crash."""
+        for each in news:
+            self.outbox.add(each, reading)
+        self._save()
+        for each in news:
+            delivery = DELIVERIES[each.kind]
+            logger.log(delivery.level, "%s", each.text)
+            if delivery.rings and sys.stderr.isatty():
+                print("\a", end="", file=sys.stderr, flush=True)
+            self._desktop.show(each)
+
+    def tell_trouble(self, news: News, told_as: str) -> bool:
+        """Tell a trouble once a day while it lasts; return whether it is told now."""
+        if self.is_told(told_as):
+            return False
+        now_s = time.time()
+        # Each device code is a trouble of its own, so forget those of earlier days.
+        told_s = self._memory.troubles_told_s
+        told_s = {each: at_s for each, at_s in told_s.items() if self.is_told(each)}
+        self._memory.troubles_told_s = {**told_s, told_as: now_s}
+        self.tell([dataclasses.replace(news, at_s=now_s)])
+        return True
+
+    def is_told(self, told_as: str) -> bool:
+        told_s = self._memory.troubles_told_s.get(told_as, 0.0)
+        return 0 <= time.time() - told_s < DAY_S
+
+    def forget_troubles(self) -> None:
+        """Forget all troubles but our own faults, which a reading does not disprove."""
+        told_s = self._memory.troubles_told_s
+        self._memory.troubles_told_s = {
+            told_as: at_s for told_as, at_s in told_s.items() if is_own_fault(told_as)
+        }
+
+
+def silence_news(last: Reading | None, interval_s: float, now_s: float) -> News | None:
+    """Return news if a reading is overdue during a charge, by a day at most."""
+    if last is None or last.status != "charging":
+        return None
+    min_s = max(2 * interval_s, HOUR_S)
+    if not min_s <= now_s - last.taken_s <= min_s + DAY_S:
+        return None
+    since = clock_at(last.taken_s, now_s)
+    message = f"No word from BMW since {since} ({last.percent_text}, charging)"
+    return News("error", message)
+
+
+def no_readings_news(last: Reading | None, trouble: Trouble, now_s: float) -> News:
+    since = clock_at(last.taken_s, now_s) if last else "the start"
+    advice = "README.md says what to do"
+    return News("error", f"No readings since {since}: {trouble}; {advice}")
+
+
 # --- Main loop ------------------------------------------------------------------------
-LONGEST_NAP_S = MINUTE_S
+MAX_NAP_S = MINUTE_S
 NO_READINGS_S = 6 * HOUR_S  # of failing polls, three at least, before the owner is told
-OWN_FAULT = "a fault in i3charge itself"
 
 
 @dataclass
 class Loop:
-    """The main loop: poll, log, save, notify, wait."""
+    """The main loop: poll, log, tell, wait."""
 
     door: Door
     interval_s: float
@@ -3211,8 +3298,7 @@ class Loop:
     save: Save
     watch: ChargeWatch
     log: ChargeLog
-    desktop: Desktop
-    outbox: Outbox
+    notifier: Notifier
     once: bool = False
     until_full: bool = False
     failures: int = 0  # consecutive
@@ -3225,7 +3311,7 @@ class Loop:
         """Run until the exit status is set, and return it."""
         while self.exit_status is None:
             self.guarded(self.poll)
-            self.guarded(self.outbox.deliver)
+            self.guarded(self.notifier.outbox.deliver)
             if self.exit_status is None:
                 self.wait()
         return self.exit_status
@@ -3238,16 +3324,16 @@ class Loop:
             sentence = fault(problem)
             if self.once:
                 self.exit_status = 1
-            if not self.is_told(sentence):
+            if not self.notifier.is_told(sentence):
                 logger.error("%s", sentence)
                 with suppress(Exception):  # telling can be what is at fault
-                    self.tell_trouble(News("error", sentence), sentence)
+                    self.notifier.tell_trouble(News("error", sentence), sentence)
 
     def poll(self) -> None:
         """Take one reading, or note why there is none."""
         began_s = time.time()
         try:
-            reading, news = self.watch.observe(self.door.poll())
+            stay, reading, news = self.watch.observe(self.door.poll())
         except Exception as problem:  # noqa: BLE001 - whatever it is, it may pass
             self.note_failure(problem)
             return
@@ -3257,18 +3343,22 @@ class Loop:
         self.next_s = began_s + self.interval_s
         self.guarded(lambda: self.plan_next_poll(reading, began_s))
         self.guarded(lambda: self.log.write(reading))
-        self.guarded(lambda: self.tell(news, reading))
-        self.forget_troubles()
-        is_kept = self.save()
+        self.guarded(lambda: self.tell(stay, reading, news))
+        is_saved = self.save()
 
         if self.log.is_unread:
             self.exit_status = 0
         elif self.once or (self.until_full and reading.status == "full"):
-            is_good = self.log.works and is_kept and self.exit_status is None
+            is_good = self.log.works and is_saved and self.exit_status is None
             self.exit_status = 0 if is_good else 1
 
     def plan_next_poll(self, reading: Reading, began_s: float) -> None:
         self.next_s = self.watch.next_poll_s(reading, began_s)
+
+    def tell(self, stay: Stay, reading: Reading, news: list[News]) -> None:
+        self.notifier.outbox.drop_outdated(stay, reading.taken_s)
+        self.notifier.forget_troubles()
+        self.notifier.tell(news, reading)
 
     # What goes wrong
 
@@ -3291,7 +3381,7 @@ class Loop:
 
         self.guarded(lambda: self.log_trouble(trouble, wait_s))
         if trouble.news:
-            self.tell_trouble(trouble.news, trouble.news.message)
+            self.notifier.tell_trouble(trouble.news, trouble.news.message)
         # The first failure may only mean that the computer has just woken up.
         if self.once or self.failures > 1:
             self.tell_silence()
@@ -3311,16 +3401,16 @@ class Loop:
     def tell_silence(self) -> None:
         """Tell that readings are missing: soon if the car charges, else after hours."""
         now_s = time.time()
-        news = self.watch.silence_news(now_s)
+        news = silence_news(self.memory.last, self.interval_s, now_s)
         told_as = "no word in a charge"
-        if not news and self.is_failing_for_long(now_s):
+        if not news and self.trouble and self.is_failing_for_long(now_s):
             news = no_readings_news(self.memory.last, self.trouble, now_s)
             told_as = "no readings"
-        if news and self.tell_trouble(news, told_as):
+        if news and self.notifier.tell_trouble(news, told_as):
             logger.error("%s", news.message)
 
     def is_failing_for_long(self, now_s: float) -> bool:
-        """Whether polls have failed for hours in which the computer was awake."""
+        """Return whether polls have failed for hours while the computer was awake."""
         if not self.trouble or self.trouble.is_for_owner:
             return False
         if self.once:
@@ -3329,88 +3419,18 @@ class Loop:
         failing_s = time.monotonic() - self.failing_since_s
         return self.failures >= 3 and failing_s >= NO_READINGS_S
 
-    # Telling
-
-    def tell(self, news: list[News], reading: Reading | None = None) -> None:
-        """Deliver news. Save it first, so that it is not told twice after a crash."""
-        for each in news:
-            self.outbox.add(each, reading)
-        self.save()
-        for each in news:
-            delivery = DELIVERIES[each.kind]
-            logger.log(delivery.level, "%s", each.text)
-            if delivery.rings and sys.stderr.isatty():
-                print("\a", end="", file=sys.stderr, flush=True)
-            self.desktop.show(each)
-
-    def tell_trouble(self, news: News, told_as: str) -> bool:
-        """Tell a trouble once a day while it lasts; return whether it is told now."""
-        if self.is_told(told_as):
-            return False
-        now_s = time.time()
-        # Each device code is a trouble of its own, so forget those of earlier days.
-        told_s = self.memory.troubles_told_s
-        told_s = {each: at_s for each, at_s in told_s.items() if self.is_told(each)}
-        self.memory.troubles_told_s = {**told_s, told_as: now_s}
-        self.tell([dataclasses.replace(news, at_s=now_s)])
-        return True
-
-    def is_told(self, told_as: str) -> bool:
-        told_s = self.memory.troubles_told_s.get(told_as, 0.0)
-        return 0 <= time.time() - told_s < DAY_S
-
-    def forget_troubles(self) -> None:
-        """Forget all troubles but our own faults, which a reading does not disprove."""
-        told_s = self.memory.troubles_told_s
-        self.memory.troubles_told_s = {
-            told_as: at_s for told_as, at_s in told_s.items() if is_own_fault(told_as)
-        }
-
     # Waiting
 
     def wait(self) -> None:
         """Sleep in naps until the next poll, but no longer if the clock is set back."""
         left_s = self.next_s - time.time()
         while left_s > 0:
-            nap_s = min(left_s, LONGEST_NAP_S)
+            nap_s = min(left_s, MAX_NAP_S)
             time.sleep(nap_s)
             left_s = min(left_s - nap_s, self.next_s - time.time())
             if left_s > 0:  # otherwise the next round does this
                 self.guarded(self.tell_silence)
-                self.guarded(self.outbox.deliver)
-
-
-def trouble_of(problem: Exception) -> Trouble:
-    if isinstance(problem, Trouble):
-        return problem
-    if isinstance(problem, CannotGoOn):
-        sentence = " ".join(problem.lines)
-    else:
-        sentence = fault(problem)
-    return Trouble(sentence, news=News("error", sentence))
-
-
-def no_readings_news(
-    last: Reading | None, trouble: Trouble | None, now_s: float
-) -> News:
-    since = clock_at(last.taken_s, now_s) if last else "the start"
-    advice = "README.md says what to do"
-    return News("error", f"No readings since {since}: {trouble}; {advice}")
-
-
-def fault(problem: Exception) -> str:
-    """Describe an internal error without its text, which could contain a secret."""
-    frames = traceback.extract_tb(problem.__traceback__)
-    for frame in frames:
-        name = Path(frame.filename).name
-        logger.debug("  %s, line %s, in %s", name, frame.lineno, frame.name)
-    place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
-    what = type(problem).__name__
-    return f"{OWN_FAULT}: {what} in {place}; please report it"
-
-
-def is_own_fault(sentence: str) -> bool:
-    return sentence.startswith(OWN_FAULT)
+                self.guarded(self.notifier.outbox.deliver)
 
 
 # --- Command line ---------------------------------------------------------------------
@@ -3539,6 +3559,7 @@ def run(arguments: argparse.Namespace) -> int:
         return file is None or file.save(memory)
 
     title = "BMW i3 (demo)" if arguments.demo else "BMW i3"
+    outbox = Outbox(settings, memory, save, title)
     loop = Loop(
         door=open_door(door_name, settings, memory, save, once=arguments.once),
         interval_s=settings.interval_s,
@@ -3546,8 +3567,7 @@ def run(arguments: argparse.Namespace) -> int:
         save=save,
         watch=ChargeWatch(memory, settings.notify_at, settings.interval_s),
         log=ChargeLog(as_json=arguments.json),
-        desktop=Desktop(title),
-        outbox=Outbox(settings, memory, save, title),
+        notifier=Notifier(memory, save, Desktop(title), outbox),
         once=arguments.once,
         until_full=arguments.demo,
     )
@@ -3555,11 +3575,11 @@ def run(arguments: argparse.Namespace) -> int:
         pace = f"every {duration(settings.interval_s)} and when news is due"
         if arguments.demo:
             pace = "whose two hours pass in 15 seconds"
-        logger.info("%s, %s. Phone: %s", loop.door.name, pace, loop.outbox.hosts)
+        logger.info("%s, %s. Phone: %s", loop.door.name, pace, outbox.hosts)
     try:
         status = loop.run()
     finally:
-        loop.outbox.say_what_is_left()
+        outbox.say_what_is_left()
         loop.log.close()
     if arguments.demo and not arguments.once:
         logger.info('That was a simulation. Next: README.md, "Your own car".')
@@ -3609,8 +3629,8 @@ def open_door(
         by_hand = sys.stdin is not None and sys.stdin.isatty() and not once
         return CarData(settings, memory, save, may_ask=not once, by_hand=by_hand)
     if urlsplit(settings.login_url).hostname == urlsplit(PORTAL_LOGIN_URL).hostname:
-        where = 'README.md describes the open one in "Your own car"'
-        logger.warning("BMW has closed this door, the ConnectedDrive portal; %s", where)
+        advice = 'README.md describes CarData in "Your own car"'
+        logger.warning("BMW has closed the ConnectedDrive portal; %s", advice)
     return Portal(settings)
 
 

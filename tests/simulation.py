@@ -106,8 +106,9 @@ def run(telematic: Telematic, begins_s: float, ends_s: float) -> Owner:
             save=saved,
             watch=i3charge.ChargeWatch(memory, 0, settings.interval_s),
             log=owner,
-            desktop=owner,
-            outbox=i3charge.Outbox(settings, memory, saved, ""),
+            notifier=i3charge.Notifier(
+                memory, saved, owner, i3charge.Outbox(settings, memory, saved, "")
+            ),
         ).run()
     owner.requests_s = bmw.requests_s
     return owner  # type: ignore[no-any-return]

@@ -76,7 +76,7 @@ class Bmw:
         values = answer(self.words, now)
         computer_s = now.timestamp() + computer_is_ahead_h * 3600
         report = i3charge.report_in(values, computer_s)
-        self.reading, news = self.watch.observe(report)
+        _, self.reading, news = self.watch.observe(report)
         return [f"{one.kind}: {one.text}" for one in news]
 
     def polled_until(

@@ -249,7 +249,7 @@ def test_longer_interval_leaves_requests_to_another_car_on_the_account(
     client = Client(cardata, cardata.signed_in(), LOG_INTERVAL=str(interval_ms))
     client.memory.requests_s = [clock.now_s] * (most - 1)
     assert client.poll()
-    assert str(client.refused()) == "CarData's requests for 24 hours are spent"
+    assert str(client.refused()) == "i3charge has used up its CarData requests for 24 hours"
 
 
 def test_request_is_counted_on_disk_before_it_is_sent(cardata: CarData) -> None:

@@ -324,7 +324,7 @@ def test_script_goes_on_after_every_fault_and_says_each_in_a_line(
         "gave no useful answer": NO_OBJECTS["too-deep"],
     }
     portal.readings = [car("50"), *faults.values(), car("60")]
-    script = start(settings=portal.settings(), constants={"LEAST_LONGEST_PAUSE_S": 0.05})
+    script = start(settings=portal.settings(), constants={"MIN_LONGEST_PAUSE_S": 0.05})
     script.wait_for_readings(2)
     script.interrupt()
     said = [line for line in script.stderr if "next try in" in line]

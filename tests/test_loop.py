@@ -119,6 +119,7 @@ def run(
     told = told or Told(door.clock)
     memory = memory or Memory()
     settings = i3charge.Settings(ntfy_url=ntfy.url + "secret-topic" if ntfy else "")
+    outbox = i3charge.Outbox(settings, memory, save, "BMW i3")
     loop = i3charge.Loop(
         door=door,
         interval_s=INTERVAL_S,
@@ -126,8 +127,7 @@ def run(
         save=save,
         watch=i3charge.ChargeWatch(memory, 0, INTERVAL_S),
         log=told,
-        desktop=told,
-        outbox=i3charge.Outbox(settings, memory, save, "BMW i3"),
+        notifier=i3charge.Notifier(memory, save, told, outbox),
         once=once,
     )
     door.clock.ends_s = door.began_s + hours * HOUR_S
@@ -452,7 +452,7 @@ def test_fault_in_the_poll_is_told_once_a_day_and_the_next_polls_come(
     "where",
     [
         "Loop.tell_silence",
-        "Loop.forget_troubles",
+        "Notifier.forget_troubles",
         "Outbox.deliver",
         "Outbox._post",
         "Told.write",
@@ -514,7 +514,7 @@ def test_once_ends_with_its_poll(clock: Clock, does: Any, status: int) -> None:
     assert len(door.polls_s) == 1
 
 
-@pytest.mark.parametrize("where", ["Told.write", "Outbox.deliver", "Loop.forget_troubles"])
+@pytest.mark.parametrize("where", ["Told.write", "Outbox.deliver", "Notifier.forget_troubles"])
 def test_once_fails_by_a_fault_of_ours(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

@@ -330,7 +330,7 @@ def test_start_survives_any_journal(others: list[Any], good: list[Any]) -> None:
     percent = Observation(NOW_S, "percent", 62.0)
     status = Observation(NOW_S, "status", "CHARGINGACTIVE")
     full_at = Observation(NOW_S, "full_at", NOW_S + 3600)
-    reading, news = watch.observe(i3charge.Report(NOW_S, NOW_S, [percent, status, full_at]))
+    _, reading, news = watch.observe(i3charge.Report(NOW_S, NOW_S, [percent, status, full_at]))
     watch.next_poll_s(reading, NOW_S)
     assert i3charge.json_line(reading) and i3charge.text_line(reading, i3charge.DATE_IN_FILE)
     for one in news:

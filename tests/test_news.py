@@ -93,7 +93,7 @@ def test_soon_is_not_told_of_a_time_that_has_passed() -> None:
 def test_overdue_is_told_half_an_hour_after_it_should_have_been_full() -> None:
     bmw = charging(90, left=30)
     assert "overdue" not in kinds(bmw.polled("20:59"))
-    expected = "BMW expected it full at 20:30, and has not confirmed it. Have a look."
+    expected = "BMW expected it full at 20:30, and has not confirmed it. Please check the car."
     assert bmw.polled("21:00") == [f"overdue: {expected}"]
     assert bmw.polled("21:40") == []
 
@@ -103,13 +103,13 @@ def test_overdue_is_told_20_hours_after_it_began() -> None:
     bmw.polled("19:10")
     bmw.polled("20:00", status="CHARGINGACTIVE@20:00")
     assert bmw.polled("2 15:59") == []
-    message = "Charging for 20 h now, says BMW. Have a look."
+    message = "Charging for 20 h now, says BMW. Please check the car."
     assert bmw.polled("2 16:00") == [f"overdue: {message}"]
 
 
 def test_estimate_that_is_older_than_a_day_is_not_waited_for() -> None:
     bmw = charging(40, left=60)
-    message = "Charging for 3 days now, says BMW. Have a look."
+    message = "Charging for 3 days now, says BMW. Please check the car."
     assert bmw.polled("4 20:00") == [f"overdue: {message}"]
 
 
@@ -175,14 +175,14 @@ def test_silence_in_a_charge_is_news_after_two_intervals_and_an_hour(
 ) -> None:
     bmw = charging(60, 900, interval_s=interval_s)
     at_s = bmw.reading.taken_s + minutes * 60
-    news = bmw.watch.silence_news(at_s)
+    news = i3charge.silence_news(bmw.reading, interval_s, at_s)
     since = "Tue 20:00" if minutes > 239 else "20:00"
     message = f"No word from BMW since {since} (60%, charging)"
     assert news == (News("error", message) if is_told else None)
 
 
 def test_silence_outside_of_a_charge_is_no_news(night: Bmw) -> None:
-    assert night.watch.silence_news(night.reading.taken_s + 5 * 3600) is None
+    assert i3charge.silence_news(night.reading, 2400, night.reading.taken_s + 5 * 3600) is None
 
 
 # --- The next poll ----------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_early_polls_without_anything_new_are_limited() -> None:
     for minute in range(1, 59, 2):
         bmw.polled(f"20:{minute}", minutes=f"5@20:{minute}")
         pauses.append(round(bmw.next_poll_min))
-    assert sum(pause < 40 for pause in pauses) <= 1 + i3charge.EARLY_POLLS
+    assert sum(pause < 40 for pause in pauses) <= 1 + i3charge.MAX_EARLY_POLLS
 
 
 @pytest.mark.parametrize(("sent", "minutes"), [(10, 20.6), (11, 40)])

@@ -175,7 +175,7 @@ class Played:
 
     def show(self, answer: dict[str, Any], now: datetime) -> Reading:
         report = i3charge.portal_report_in(answer["attributesMap"], now.timestamp())
-        reading, news = self.watch.observe(report)
+        _, reading, news = self.watch.observe(report)
         self.told += [(each.kind, each.message) for each in news]
         return reading
 

@@ -26,7 +26,7 @@ def report(**entries: Any) -> Report:
 
 def reading(**entries: Any) -> Reading:
     """What is shown, if it is the first answer."""
-    found, _ = ChargeWatch(Memory(), 0, 2400).observe(report(**entries))
+    _, found, _ = ChargeWatch(Memory(), 0, 2400).observe(report(**entries))
     return found
 
 
@@ -103,7 +103,7 @@ def test_recorded_answer_of_a_car_that_does_not_charge() -> None:
     }
     now = datetime(2026, 4, 28, 15, 11, 37, tzinfo=timezone.utc)
     answer = i3charge.report_in(values, now.timestamp())
-    found, _ = ChargeWatch(Memory(), 0, 2400).observe(answer)
+    _, found, _ = ChargeWatch(Memory(), 0, 2400).observe(answer)
     assert (found.percent_text, found.status, found.plugged) == ("~63%", "not charging", None)
     assert i3charge.text_line(found, "%H:%M").endswith("car: 11 min ago")
 
@@ -221,7 +221,7 @@ def test_range_without_a_unit_is_in_the_last_one_that_bmw_has_named() -> None:
     watch = ChargeWatch(Memory(), 0, 2400)
     units = []
     for value, unit in (("101", None), ("61", "miles"), ("61", None), ("98", "km"), ("98", None)):
-        found, _ = watch.observe(report(range=(value, 0, unit)))
+        _, found, _ = watch.observe(report(range=(value, 0, unit)))
         units.append(found.range_unit)
     assert units == ["km", "mi", "mi", "km", "km"]
 
@@ -288,7 +288,7 @@ def test_any_answers_give_sane_readings(answers: list[dict[str, Any]]) -> None:
     for number, values in enumerate(answers):
         report = i3charge.report_in(values, NOW_S + number * 2400)
         try:
-            found, news = watch.observe(report)
+            _, found, news = watch.observe(report)
         except i3charge.Trouble:
             continue
         assert 0 <= found.percent <= 100

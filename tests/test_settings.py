@@ -169,7 +169,7 @@ def test_owner_of_old_settings_hears_that_bmw_has_closed_this_door(
     if is_bmws:
         del variables["AUTH_BASE_URL"]
     i3charge.open_door("portal", load(variables), i3charge.Memory(), saved, once=True)
-    closed = "BMW has closed this door, the ConnectedDrive portal"
+    closed = "BMW has closed the ConnectedDrive portal"
     assert [line.startswith(closed) for line in log.messages] == [True] * is_bmws
 
 
@@ -424,7 +424,7 @@ def test_default_interval_is_the_same_everywhere() -> None:
     for text in (i3charge.MANUAL, text_of("README.md"), text_of(".env.example")):
         assert re.search(rf"LOG_INTERVAL\W.*\b{milliseconds}\b", text)
     portal = i3charge.PACES["portal"]
-    shown = f"{portal.default_s * 1000:.0f} (a minute), and at least {portal.least_s * 1000:.0f}"
+    shown = f"{portal.default_s * 1000:.0f} (a minute), and at least {portal.min_s * 1000:.0f}"
     assert f"LOG_INTERVAL is {shown}" in text_of(".env.example")
 
 

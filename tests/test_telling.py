@@ -194,9 +194,9 @@ REFUSED: Tries = (LATER[0], [0])
 PAGE = "<html>Sign in</html>"
 HTML = says(200, "Sign in", Content_Type="text/html; charset=utf-8")
 GOOGLE = "https://script.googleusercontent.com/macros/echo?user_content_key=secret"
-NO_NTFY = "the address does not answer as ntfy; is there a login before it?"
-TO_GOOGLE = "leads to script.googleusercontent.com, as to a login"
-TO_A_PAGE = "the address leads to another page, as to a login"
+NO_NTFY = "this is no answer of ntfy; is there a login page?"
+TO_GOOGLE = "redirects to script.googleusercontent.com; is there a login page?"
+TO_A_PAGE = "the address redirects to another page; is there a login page?"
 NO_ANSWER = "no answer from 127.0.0.1"
 
 # By the address and what it answers: the tries in two hours, and what the log says.
@@ -219,7 +219,7 @@ ANSWERS: dict[str, tuple[Answer, Tries, str]] = {
     "webhook: to a look-alike": (
         leads_to("https://evil-googleusercontent.com/?secret"),
         LATER,
-        "leads to evil-googleusercontent.com, as to a login",
+        "redirects to evil-googleusercontent.com; is there a login page?",
     ),
     "webhook: to no host": (leads_to("https://secret_.example/"), LATER, TO_A_PAGE),
     "webhook: to a path": (leads_to("/login?secret", 303), LATER, TO_A_PAGE),
@@ -257,7 +257,7 @@ def test_answer_decides_how_often_a_message_is_tried_and_whether_it_holds_up_oth
     assert tries == expected
     assert bool(sender.memory.outbox) == (expected in (LATER, REFUSED))
     assert words in log.messages[0]
-    last = f"127.0.0.1 may not have been told: {FULL.text}"
+    last = f"127.0.0.1 may not have received: {FULL.text}"
     assert log.messages[-1].startswith(last) == (expected == MAY_BE_TAKEN)
     assert "secret" not in log.text and log.messages[0].isprintable()
 
@@ -281,7 +281,7 @@ def test_message_is_given_up_after_a_day_and_the_log_says_what_is_wrong(
     assert log.messages == [
         "127.0.0.1 did not accept a notification (HTTP 503); it will be tried again",
         "127.0.0.1 did not accept a notification (HTTP 429); it will be tried again",
-        f"after a day, no more tries to tell: {FULL.text}",
+        f"given up after a day: {FULL.text}",
     ]
 
 
@@ -328,8 +328,8 @@ def test_address_that_is_not_reached_is_told_all_in_order(
     sender.wait(clock, 15)
     assert ntfy.messages() == [FULL.text, NEXT.text]
     assert log.messages[1:] == [  # the first is that it is not reached
-        "127.0.0.1 was told: Fully charged. The charging station can…",
-        "127.0.0.1 was told: the next",
+        "sent to 127.0.0.1: Fully charged. The charging station can…",
+        "sent to 127.0.0.1: the next",
     ]
 
 
@@ -423,7 +423,7 @@ def verbose_log(log: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixt
 def dropped_in(log: pytest.LogCaptureFixture) -> list[str]:
     """The news that was over, as --verbose says it."""
     said = [record.getMessage() for record in log.records if record.levelname == "DEBUG"]
-    parts = [text.partition("no longer true, and not told: ") for text in said]
+    parts = [text.partition("outdated, so not sent: ") for text in said]
     return [news for _, _, news in parts if news]
 
 
@@ -453,8 +453,12 @@ def test_phone_that_was_out_of_reach_for_an_evening_hears_what_is_still_true_in_
                     save=save,
                     watch=i3charge.ChargeWatch(memory, 80.0, 2400.0),
                     log=owner,
-                    desktop=owner,
-                    outbox=Outbox(Settings(ntfy_url=ntfy.url), memory, save, "BMW i3"),
+                    notifier=i3charge.Notifier(
+                        memory,
+                        save,
+                        owner,
+                        Outbox(Settings(ntfy_url=ntfy.url), memory, save, "BMW i3"),
+                    ),
                 ).run()
 
     clock.now_s = at("17:00")
@@ -518,7 +522,8 @@ def test_news_is_told_only_while_it_is_true(
     sender.outbox.add(news, None)
 
     clock.now_s = at("23:45")
-    watch.observe(report_at(clock.now_s, begun + later))
+    stay, _, _ = watch.observe(report_at(clock.now_s, begun + later))
+    sender.outbox.drop_outdated(stay, clock.now_s)
     assert dropped_in(verbose_log) == ([] if told else [news.text])
     sender.outbox.deliver()
     assert ntfy.messages() == ([told] if told else [])
@@ -569,7 +574,7 @@ def test_full_car_is_told_on_the_desktop_and_what_is_left_at_the_end(
     script.wait_for_stderr("did not accept")
     assert script.interrupt() == 130
     assert script.stderr_with("  Fully charged") == 1
-    assert "127.0.0.1 has not been told: Fully charged" in script.stderr[-1]
+    assert "not sent to 127.0.0.1: Fully charged" in script.stderr[-1]
 
 
 def test_program_that_is_killed_between_two_addresses_tells_the_second_at_its_next_start(
