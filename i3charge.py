@@ -231,9 +231,9 @@ def parse_web(text: str) -> str:
     if is_web_address(address, ["https", "http"]):
         return address
     if re.match("https?://.*@", address, re.IGNORECASE):
-        encoded = "# is %23, / is %2F"
         raise ValueError(
-            f"is no address: a password in it has to be percent-encoded: {encoded}"
+            "is no address: a password in it has to be percent-encoded:"
+            " # is %23, / is %2F"
         )
     raise ValueError("should be an address that begins with http:// or https://")
 
@@ -255,8 +255,9 @@ def parse_percent(text: str) -> float:
 def parse_milliseconds(text: str) -> float:
     """Convert milliseconds to seconds."""
     if not re.fullmatch(r"\s*0*[1-9][0-9]{0,7}\s*", text, re.ASCII):
-        should = "should be a whole number of milliseconds"
-        raise ValueError(f"{should}, such as 2400000 for 40 minutes")
+        raise ValueError(
+            "should be a whole number of milliseconds, such as 2400000 for 40 minutes"
+        )
     return int(text) / 1000
 
 
@@ -362,8 +363,9 @@ def read_settings_file(path: Path) -> dict[str, str]:
     except UnicodeError:
         raise CannotGoOn(f"{path} cannot be read: it should be UTF-8 text") from None
     if path.is_file() and mode & 0o066:
-        advice = f"run: chmod 600 '{path}'"
-        logger.warning("other users can read or change the settings; %s", advice)
+        logger.warning(
+            "other users can read or change the settings; run: chmod 600 '%s'", path
+        )
     return variables_in(text, path)
 
 
@@ -379,8 +381,9 @@ def variables_in(text: str, path: Path) -> dict[str, str]:
             original = binding.original.string
             blank_lines = original[: len(original) - len(original.lstrip())].count("\n")
             line = binding.original.line + blank_lines
-            should = "should be NAME=value (is a quote missing?)"
-            broken.append(f"{path}, line {line}: {should}")
+            broken.append(
+                f"{path}, line {line}: should be NAME=value (is a quote missing?)"
+            )
     if broken:
         raise CannotGoOn(*broken)
     return variables
@@ -497,12 +500,15 @@ KEYWORDS: dict[Topic, Iterable[str]] = {
 }
 
 
+PERCENTAGES: tuple[Topic, ...] = ("percent", "displayed", "predicted")
+
+
 def is_possible(topic: Topic, value: object) -> bool:
     if topic in KEYWORDS:
         return text_or_empty(value) in KEYWORDS[topic]
-    if topic == "full_at":
-        return is_amount(value)
-    return is_amount(value) and number(value, most=100) is not None
+    if topic in PERCENTAGES:
+        return is_amount(value) and number(value, most=100) is not None
+    return is_amount(value)
 
 
 @dataclass(frozen=True)
@@ -673,7 +679,6 @@ class Container:
 
     id: str = ""
     purpose: str = ""  # its key in DESCRIPTORS
-    is_stopgap: bool = False  # the small set, because BMW failed to create the full one
     next_search_s: float = 0.0  # earliest time to search for another container
 
 
@@ -774,9 +779,10 @@ class MemoryFile:
         except OSError as error:
             why = f"{self._path} is damaged, and cannot be renamed: {error.strerror}"
             raise CannotGoOn(why) from None
-        begun = "a new one is started, without the sign-in"
         logger.error(
-            "%s is damaged; it is now %s, and %s", self._path, damaged.name, begun
+            "%s is damaged: renamed to %s, and a new one begun, without the sign-in",
+            self._path,
+            damaged.name,
         )
 
     def save(self, memory: Memory) -> bool:
@@ -791,8 +797,11 @@ class MemoryFile:
             os.replace(aside, self._path)
         except OSError as error:
             if self.works:
-                why = f"{self._path} cannot be written ({error.strerror})"
-                logger.error("%s; after a restart, its contents are lost", why)
+                logger.error(
+                    "%s cannot be written (%s); after a restart, its contents are lost",
+                    self._path,
+                    error.strerror,
+                )
             self.works = False
         else:
             self.works = True
@@ -1404,7 +1413,7 @@ TOKEN_REFUSED = ("HTTP 401", "CU-100", "CU-101", "CU-102", "CU-127")
 WRONG_SCOPE = "CU-103"  # the sign-in is not valid for CarData
 # Unknown, malformed or being deleted; BMW's gateway has also sent 400 and 404 for it.
 CONTAINER_LOST = ("CU-105", "CU-121", "CU-122", "HTTP 400", "HTTP 404")
-DESCRIPTOR_REFUSED = "CU-402"
+SET_REFUSED = ("CU-402", "CU-5", "HTTP 5")  # BMW has answered unknown ones with 5xx
 QUOTA_USED_UP = ("CU-429", "HTTP 429")
 
 ADVICE = {
@@ -1450,7 +1459,7 @@ class CarData:
         self._sign_in = CarDataSignIn(
             settings, memory, save, may_ask=may_ask, by_hand=by_hand
         )
-        self._wants_full_set = may_ask and memory.container.is_stopgap
+        self._wants_full_set = may_ask and memory.container.purpose == SMALL_SET
         if may_ask:  # not run by cron every few minutes, so search without delay
             memory.container.next_search_s = 0.0
 
@@ -1462,7 +1471,7 @@ class CarData:
             self._find_container()
         elif self._wants_full_set:
             self._wants_full_set = False
-            with suppress(Trouble):  # the stopgap still works
+            with suppress(Trouble):  # the small container still works
                 self._find_container()
         try:
             return self._read(container.id)
@@ -1533,21 +1542,15 @@ class CarData:
     def _use_best_container(self, ours: Mapping[str, str]) -> None:
         """Use our container with the full set or, if BMW refuses that, the small one."""
         container = self._memory.container
-        is_stopgap = False
         for purpose, descriptors in DESCRIPTORS.items():
             try:
                 found = ours.get(purpose) or self._make_container(purpose, descriptors)
             except Trouble as trouble:
-                # BMW has also answered unknown descriptors with 5xx.
-                is_temporary = trouble.code.startswith(("HTTP 5", "CU-5"))
-                is_refused = trouble.code == DESCRIPTOR_REFUSED or is_temporary
-                if purpose == SMALL_SET or not is_refused:
+                if purpose == SMALL_SET or not trouble.code.startswith(SET_REFUSED):
                     raise
-                is_stopgap = is_temporary
             else:
                 container.id = found
                 container.purpose = purpose
-                container.is_stopgap = is_stopgap
                 return
 
     def _make_container(self, purpose: str, descriptors: list[str]) -> str:
@@ -1653,20 +1656,62 @@ def log_values(values: Mapping[str, object], vin: str) -> None:
 
 
 # --- What a CarData answer says -------------------------------------------------------
-UNIT_OF_WORD = {"km": "km", "mi": "mi", "miles": "mi", "mls": "mi"}
+# If there are two descriptors for a topic, the later value counts.
+DESCRIPTORS_OF_TOPIC: dict[Topic, tuple[str, ...]] = {
+    "plug": (PORT, PORT_COMBINED),
+    "percent": (HEADER,),
+    "displayed": (DISPLAYED,),
+    "status": (STATUS,),
+    "full_at": (TO_FULL, REMAINING),
+    "reason": (FINISH_REASON,),
+    "predicted": (PREDICTED,),
+    "hv_status": (HV_STATUS,),
+}
+# BMW stamps these with the time of its answer, so their times are not usable.
+STAMPED_BY_BMW = ("predicted", "hv_status")
+
 DAY_MINUTES = 24 * 60
-MAX_REMAINING_MINUTES = (
-    199  # timeRemaining never exceeds 200, which means "200 or more"
-)
+# timeRemaining never exceeds 200, which means "200 or more".
+MAX_MINUTES = {TO_FULL: DAY_MINUTES, REMAINING: 199}
+
+UNIT_OF_WORD = {"km": "km", "mi": "mi", "miles": "mi", "mls": "mi"}
 
 
-def observed(at_s: float, topic: Topic, value: object) -> list[Observation]:
-    """Return an observation, or none if BMW's value does not fit the topic."""
-    if topic not in KEYWORDS:
+def report_in(values: Mapping[str, Any], now_s: float) -> Report:
+    """Convert a CarData answer."""
+    observations = []
+    for topic, descriptors in DESCRIPTORS_OF_TOPIC.items():
+        said = [observation_in(values, topic, each, now_s) for each in descriptors]
+        found = [each for each in said if each]
+        if found:
+            observations.append(max(found, key=lambda each: each.at_s))
+    entry = dict_or_empty(values.get(RANGE))
+    distance, unit = range_in(entry.get("value"), entry.get("unit"))
+    return Report(now_s, now_s, observations, range=distance, range_unit=unit)
+
+
+def observation_in(
+    values: Mapping[str, Any], topic: Topic, descriptor: str, now_s: float
+) -> Observation | None:
+    entry = dict_or_empty(values.get(descriptor))
+    value = entry.get("value")
+    at_s = timestamp_s(entry.get("timestamp"), now_s)
+    if topic == "full_at":
+        value = time_after(at_s or now_s, value, MAX_MINUTES[descriptor])
+    return observed(0.0 if topic in STAMPED_BY_BMW else at_s, topic, value)
+
+
+def observed(at_s: float, topic: Topic, value: object) -> Observation | None:
+    """Return an observation, or None if BMW's value does not fit the topic."""
+    if topic in PERCENTAGES:
         value = number(value, most=100)
-    if not is_possible(topic, value):
-        return []
-    return [Observation(at_s, topic, value)]
+    return Observation(at_s, topic, value) if is_possible(topic, value) else None
+
+
+def time_after(at_s: float, minutes: object, most: float) -> float | None:
+    """Return the time that is some minutes later; None if BMW sends no such number."""
+    known = number(minutes, most)
+    return None if known is None else at_s + known * MINUTE_S
 
 
 def range_in(distance: object, unit: object) -> tuple[float | None, str]:
@@ -1675,63 +1720,6 @@ def range_in(distance: object, unit: object) -> tuple[float | None, str]:
     if word and word not in UNIT_OF_WORD:
         return None, ""
     return number(distance, most=1000), UNIT_OF_WORD.get(word, "")
-
-
-class Entry(NamedTuple):
-    """What CarData says for one descriptor."""
-
-    value: object
-    unit: object
-    at_s: float
-
-
-def report_in(values: Mapping[str, Any], now_s: float) -> Report:
-    """Convert a CarData answer."""
-
-    def entry(descriptor: str) -> Entry:
-        said = dict_or_empty(values.get(descriptor))
-        return Entry(
-            said.get("value"),
-            said.get("unit"),
-            timestamp_s(said.get("timestamp"), now_s),
-        )
-
-    def observations_of(topic: Topic, descriptor: str) -> list[Observation]:
-        said = entry(descriptor)
-        return observed(said.at_s, topic, said.value)
-
-    def full_at(descriptor: str, most: float) -> list[Observation]:
-        said = entry(descriptor)
-        minutes = number(said.value, most)
-        if minutes is None:
-            return []
-        full_at_s = (said.at_s or now_s) + minutes * MINUTE_S
-        return [Observation(said.at_s, "full_at", full_at_s)]
-
-    # BMW stamps these two with the time of its answer, so their times are not usable.
-    computed = [
-        each._replace(at_s=0.0)
-        for each in observations_of("predicted", PREDICTED)
-        + observations_of("hv_status", HV_STATUS)
-    ]
-    observations = [
-        *newest(observations_of("plug", PORT) + observations_of("plug", PORT_COMBINED)),
-        *observations_of("percent", HEADER),
-        *observations_of("displayed", DISPLAYED),
-        *observations_of("status", STATUS),
-        *newest(
-            full_at(TO_FULL, DAY_MINUTES) + full_at(REMAINING, MAX_REMAINING_MINUTES)
-        ),
-        *observations_of("reason", FINISH_REASON),
-        *computed,
-    ]
-    distance, unit = range_in(entry(RANGE).value, entry(RANGE).unit)
-    return Report(now_s, now_s, observations, range=distance, range_unit=unit)
-
-
-def newest(observations: list[Observation]) -> list[Observation]:
-    """Keep only the latest observation; of several with the same time, the first."""
-    return [max(observations, key=lambda each: each.at_s)] if observations else []
 
 
 # --- ConnectedDrive portal ------------------------------------------------------------
@@ -1761,9 +1749,10 @@ class Portal:
             wait_s = max(self.NEW_TOKEN_REFUSED_PAUSE_S, self._settings.interval_s)
             raise Trouble("BMW does not accept the access token", wait_s=wait_s)
         if answer.status in (403, 404):
-            advice = "check VEHICLE_IDENTIFICATION_NUMBER"
-            why = f"BMW does not show this car (HTTP {answer.status}); {advice}"
-            raise Trouble(why)
+            raise Trouble(
+                f"BMW does not show this car (HTTP {answer.status});"
+                " check VEHICLE_IDENTIFICATION_NUMBER"
+            )
         car = dict_or_empty(answer.json().get("attributesMap"))
         log_values(car, self._settings.vin)
         report = portal_report_in(car, time.time())
@@ -1814,8 +1803,9 @@ class Portal:
 
     def _refused(self, error: object) -> Exception:
         said = printable(error, [self._settings.username, self._settings.password])
-        advice = "check USERNAME, PASSWORD and AUTH_CLIENT_ID"
-        why = f"BMW refuses the login ({said}): {advice}"
+        why = (
+            f"BMW refuses the login ({said}): check USERNAME, PASSWORD, AUTH_CLIENT_ID"
+        )
         self._tries_left -= 1
         return Trouble(why) if self._tries_left else CannotGoOn(why, exit_status=1)
 
@@ -1827,18 +1817,18 @@ def portal_report_in(car: Mapping[str, Any], now_s: float) -> Report:
     stamp = re.sub(r"(..)\.(..)\.(....) (.*) UTC", r"\3-\2-\1 \4", updated)
     updated_s = timestamp_s(stamp, now_s)
     as_of_s = updated_s or now_s
-    # The plug and the status get no time. Otherwise each answer would look as if the car
-    # had been plugged in again.
+    full_at_s = time_after(as_of_s, car.get("chargingTimeRemaining"), DAY_MINUTES)
+    # Only the percentage gets a time. Otherwise each answer would look as if the car had
+    # been plugged in again.
     status = observed(0.0, "status", car.get("charging_status"))
-    minutes = number(car.get("chargingTimeRemaining"), most=DAY_MINUTES)
-    full_at_s = as_of_s + (minutes or 0.0) * MINUTE_S
-    observations = [
-        *observed(0.0, "plug", car.get("connectorStatus")),
+    said = [
+        observed(0.0, "plug", car.get("connectorStatus")),
         # As on the car's display; soc_hv_percent is lower near full.
-        *observed(updated_s, "percent", car.get("chargingLevelHv")),
-        *(status or observed(0.0, "status", car.get("chargingHVStatus"))),
-        *([] if minutes is None else [Observation(0.0, "full_at", full_at_s)]),
+        observed(updated_s, "percent", car.get("chargingLevelHv")),
+        status or observed(0.0, "status", car.get("chargingHVStatus")),
+        observed(0.0, "full_at", full_at_s),
     ]
+    observations = [each for each in said if each]
     distance, unit = range_in(
         car.get("beRemainingRangeElectric"), car.get("unitOfLength")
     )
@@ -2123,37 +2113,28 @@ class Stay:
         if not charge.began_s:
             return None
         known = [self.previous] if self.previous else []
-        known += self.percents
-        latest_s = charge.began_s + TOGETHER_S
-        earliest_s = self.since_s - TOGETHER_S
-        after = [each for each in known if charge.began_s <= each.at_s <= latest_s]
-        before = [each for each in known if earliest_s <= each.at_s < charge.began_s]
-        found = after[:1] or before[-1:]
-        return found[0].value if found else None
-
-    def percent_at_end(self, charge: Charge, ended_s: float) -> float | None:
-        """Return the percentage at which a charge ended, if the car has sent it."""
-        found = self._percent_near_end(charge, ended_s)
+        known += [
+            each for each in self.percents if each.at_s <= charge.began_s + TOGETHER_S
+        ]
+        found = nearest(known, charge.began_s, earliest_s=self.since_s - TOGETHER_S)
         return found.value if found else None
 
-    def _percent_near_end(self, charge: Charge, ended_s: float) -> Observation | None:
-        """Return the first percentage after the end or, if none, the last before it."""
-        known = [each for each in self.percents if each.at_s > charge.began_s]
+    def percent_at_end(self, charge: Charge, ended_s: float) -> Observation | None:
+        """Return the percentage at which a charge ended, if the car has sent it."""
         latest_s = ended_s + MAX_PERCENT_DELAY_S
         if self.status == "unplugged":  # later ones belong to the drive
             latest_s = min(latest_s, self.status_s + TOGETHER_S)
-        earliest_s = ended_s - TOGETHER_S
-        after = [each for each in known if ended_s <= each.at_s <= latest_s]
-        before = [each for each in known if earliest_s <= each.at_s < ended_s]
-        found = after[:1] or before[-1:]
-        return found[0] if found else None
+        known = [
+            each for each in self.percents if charge.began_s < each.at_s <= latest_s
+        ]
+        return nearest(known, ended_s, earliest_s=ended_s - TOGETHER_S)
 
     def _may_be_full_at_end(self, charge: Charge, ended_s: float) -> bool:
         """Return whether the percentage near the end leaves open that the car is full.
 
         One from before the end may have risen since.
         """
-        found = self._percent_near_end(charge, ended_s)
+        found = self.percent_at_end(charge, ended_s)
         return not found or highest_possible(found, ended_s) >= NEARLY_FULL
 
     def full_s(self, now_s: float) -> float:
@@ -2199,7 +2180,7 @@ class Stay:
         ended_s = charge.stopped_s
         if now_s >= ended_s + MAX_PERCENT_DELAY_S:
             return True
-        if self._percent_near_end(charge, ended_s) is None:
+        if self.percent_at_end(charge, ended_s) is None:
             return False
         has_reason = any(each.at_s >= ended_s - TOGETHER_S for each in self.reasons)
         return has_reason or not self._may_be_full_at_end(charge, ended_s)
@@ -2223,6 +2204,16 @@ class Stay:
         share = (now_s - since_s) / (charge.full_at_s - since_s)
         line: float = last.value + (100 - last.value) * share
         return max(charge.computed, min(round(line, 1), NEARLY_FULL))
+
+
+def nearest(
+    observations: list[Observation], at_s: float, earliest_s: float
+) -> Observation | None:
+    """Return the first observation from a time on or, if there is none, the last before."""
+    after = [each for each in observations if at_s <= each.at_s]
+    before = [each for each in observations if earliest_s <= each.at_s < at_s]
+    found = after[:1] or before[-1:]
+    return found[0] if found else None
 
 
 def highest_possible(last: Observation, at_s: float) -> float:
@@ -2481,8 +2472,8 @@ def full_news(stay: Stay, now_s: float, *, is_present: bool) -> News:
     full_s = stay.full_s(now_s)
     begun = [each for each in stay.charges if each.began_s <= full_s]
     charge = begun[-1] if begun else Charge()
-    percent = stay.percent_at_end(charge, full_s)
-    percent_text = f"{int(100 if percent is None else percent)}%"
+    last = stay.percent_at_end(charge, full_s)
+    percent_text = f"{int(last.value) if last else 100}%"
     summary = charge_summary(stay, charge, full_s, percent_text)
     is_plugged = is_present and stay.plugged is not False
     return News(
@@ -2519,9 +2510,9 @@ def stopped_news(stay: Stay, charge: Charge) -> News:
 
 def percent_text_at_end(stay: Stay, charge: Charge) -> str:
     """Return the final percentage, sent by the car or computed; "" if unknown."""
-    percent = stay.percent_at_end(charge, charge.stopped_s)
-    if percent is not None:
-        return f"{int(percent)}%"
+    last = stay.percent_at_end(charge, charge.stopped_s)
+    if last:
+        return f"{int(last.value)}%"
     return f"~{int(charge.computed)}%" if charge.computed else ""
 
 
@@ -2823,8 +2814,10 @@ class ChargeLog:
             self.is_unread = True
         except OSError as error:
             if self.works:
-                why = f"the log cannot be written ({error.strerror})"
-                logger.error("%s; continuing without it", why)
+                logger.error(
+                    "the log cannot be written (%s); continuing without it",
+                    error.strerror,
+                )
             self.works = False
 
 
@@ -2901,8 +2894,7 @@ class Desktop:
                 return
         if not self._is_helpless:
             self._is_helpless = True
-            hint = "README.md says what can help"
-            logger.info("this machine shows no notifications; %s", hint)
+            logger.info("no notifications on this computer; README.md has advice")
 
     def _has_shown(
         self, start: Callable[[str, News], subprocess.Popen[bytes]], news: News
@@ -3279,8 +3271,8 @@ def silence_news(last: Reading | None, interval_s: float, now_s: float) -> News 
 
 def no_readings_news(last: Reading | None, trouble: Trouble, now_s: float) -> News:
     since = clock_at(last.taken_s, now_s) if last else "the start"
-    advice = "README.md says what to do"
-    return News("error", f"No readings since {since}: {trouble}; {advice}")
+    message = f"No readings since {since}: {trouble}; README.md says what to do"
+    return News("error", message)
 
 
 # --- Main loop ------------------------------------------------------------------------
@@ -3610,14 +3602,18 @@ def door_for(variables: Mapping[str, str]) -> DoorName:
 
 def advice_on_settings(path: Path, door: DoorName) -> str:
     """Return what to do if a setting is missing."""
-    first = "copy .env.example to .env and fill it in"
-    if path.exists():
-        first = f"fill in {path}"
     if door == "portal":
-        closed = "PASSWORD and AUTH_CLIENT_ID are for a portal that BMW has closed"
-        first = f"{closed}: fill in CARDATA_CLIENT_ID instead"
-    steps = 'README.md has the steps in "Your own car"'
-    return f"{first}; {steps}; --demo needs no account"
+        advice = (
+            "PASSWORD and AUTH_CLIENT_ID are for a portal that BMW has closed:"
+            " fill in CARDATA_CLIENT_ID instead"
+        )
+    elif path.exists():
+        advice = f"fill in {path}"
+    else:
+        advice = "copy .env.example to .env and fill it in"
+    return (
+        f'{advice}; "Your own car" in README.md has the steps; --demo needs no account'
+    )
 
 
 def open_door(
@@ -3629,8 +3625,10 @@ def open_door(
         by_hand = sys.stdin is not None and sys.stdin.isatty() and not once
         return CarData(settings, memory, save, may_ask=not once, by_hand=by_hand)
     if urlsplit(settings.login_url).hostname == urlsplit(PORTAL_LOGIN_URL).hostname:
-        advice = 'README.md describes CarData in "Your own car"'
-        logger.warning("BMW has closed the ConnectedDrive portal; %s", advice)
+        logger.warning(
+            "BMW has closed the ConnectedDrive portal;"
+            ' use CarData instead: see "Your own car" in README.md'
+        )
     return Portal(settings)
 
 

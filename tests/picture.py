@@ -59,7 +59,7 @@ def lines_to_show(written: str) -> list[str]:
         if is_reading and readings in LEFT_OUT:
             if readings == LEFT_OUT.start:
                 shown.append("\033[2m…\033[0m")
-        elif "shows no notifications" not in line:
+        elif "no notifications on this computer" not in line:
             shown.append(line)
     return shown
 

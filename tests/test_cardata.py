@@ -115,18 +115,16 @@ def test_lost_container_is_replaced_even_if_bmw_still_lists_it(
     assert asked(cardata) == "RLPR"
 
 
-@pytest.mark.parametrize(
-    ("refusal", "at_a_start"), [((400, "CU-402"), "R"), ((503, "CU-503"), "LPR")]
-)
+@pytest.mark.parametrize("refusal", [(400, "CU-402"), (503, "CU-503")])
 def test_small_container_is_made_if_bmw_refuses_the_full_one(
-    cardata: CarData, new: Client, refusal: Code, at_a_start: str
+    cardata: CarData, new: Client, refusal: Code
 ) -> None:
     cardata.accepted_descriptors = OF_THE_CAR
     cardata.descriptor_refusal = refusal
     assert set(values(new.poll())) == {"plug", "percent", "status", "full_at"}
     assert asked(cardata) == "LPPR"
     assert Client(cardata, new.memory).poll()
-    assert asked(cardata) == "LPPR" + at_a_start
+    assert asked(cardata) == "LPPR" + "LPR"
 
 
 def test_full_container_is_sought_once_at_a_start_if_a_small_one_stands_in(
@@ -151,7 +149,6 @@ def test_small_container_goes_on_until_a_search_has_found_the_full_one(
     started = Client(cardata, memory)
     assert any(not started.problem() for _ in range(4))
     assert memory.container.purpose == i3charge.FULL_SET
-    assert not memory.container.is_stopgap
 
 
 @pytest.mark.parametrize(("refusal", "search"), [((403, "CU-124"), "LP"), ((500, None), "LPP")])

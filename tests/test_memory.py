@@ -35,7 +35,7 @@ def whole_memory() -> Memory:
         client_id="client",
         vin=VIN,
         sign_in=SignIn("secret-access", 4e9, "secret-refresh", 1, True, 2, 3, 1.6e9),
-        container=Container("S1", i3charge.FULL_SET, True, 5.5),
+        container=Container("S1", i3charge.FULL_SET, 5.5),
         requests_s=[1.5, 2],
         journal=[
             Observation(1e9, "plug", "CONNECTED"),
@@ -351,8 +351,8 @@ def test_damaged_file_is_put_aside_and_a_new_one_begun(
     assert file.load("client", VIN) == Memory("client", VIN)
     assert not path.exists()
     assert Path(f"{path}.damaged").read_bytes() == content
-    begun = "and a new one is started, without the sign-in"
-    assert log.messages == [f"{path} is damaged; it is now {path.name}.damaged, {begun}"]
+    begun = "and a new one begun, without the sign-in"
+    assert log.messages == [f"{path} is damaged: renamed to {path.name}.damaged, {begun}"]
 
 
 @pytest.mark.parametrize(

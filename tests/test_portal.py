@@ -114,7 +114,7 @@ def test_program_ends_if_the_first_login_is_refused(
     portal.logins = [redirect(portal, login) if isinstance(login, str) else login]
     with pytest.raises(CannotGoOn) as raised:
         door.poll()
-    advice = "check USERNAME, PASSWORD and AUTH_CLIENT_ID"
+    advice = "check USERNAME, PASSWORD, AUTH_CLIENT_ID"
     assert raised.value.lines == (f"BMW refuses the login ({said}): {advice}",)
     assert raised.value.exit_status == 1
     assert portal.polls_seen() == []

@@ -114,7 +114,7 @@ def test_empty_value_in_the_file_wins_over_the_environment(start: Start, file: P
     assert script.end() == 2
     missing, advice = said(script.stderr)
     assert missing == "CARDATA_CLIENT_ID is missing or empty"
-    assert advice.startswith(f"fill in {file}; README.md has the steps")
+    assert advice.startswith(f'fill in {file}; "Your own car" in README.md has the steps')
 
 
 # --- The door -------------------------------------------------------------------------

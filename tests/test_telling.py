@@ -684,7 +684,7 @@ def test_machine_that_shows_nothing_is_said_once(
 ) -> None:
     computer.desktop.show(STARTED)
     computer.desktop.show(FULL)
-    assert log.messages == ["this machine shows no notifications; README.md says what can help"]
+    assert log.messages == ["no notifications on this computer; README.md has advice"]
 
 
 def test_program_that_hangs_is_ended_and_tried_again_at_the_next_news(
