@@ -53,6 +53,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import (
     IO,
@@ -1117,9 +1118,8 @@ class CarDataSignIn:
         if self._code:
             if not self._renew_while_pending():
                 self._redeem(self._code)
-            return
-        if not self._can_renew() or not self._renew():
-            raise self._request_for_owner()
+        elif not self._can_renew() or not self._renew():
+            self._ask_owner()
 
     def expire(self) -> None:
         """Mark the access token as expired, after BMW has refused it early."""
@@ -1205,28 +1205,31 @@ class CarDataSignIn:
 
     # The code that the owner confirms
 
-    def _request_for_owner(self) -> Trouble:
-        """Return the Trouble that asks the owner to sign in, or names the next time.
+    def _ask_owner(self) -> NoReturn:
+        """Request a device code if it is time. Raise the Trouble for the owner.
 
         The owner is told each code, so request one at once, one after an hour, and then
         one every six hours.
         """
         if not self._may_ask:
             why = "CarData needs a sign-in: run i3charge.py by hand, without --once"
-            return Trouble(why, news=News("sign-in", why), is_for_owner=True)
+            raise Trouble(why, news=News("sign-in", why), is_for_owner=True)
         sign_in = self._memory.sign_in
         wait_s = seconds_until(sign_in.next_code_s, max(CODE_PAUSES_S))
         if wait_s:
-            return self._trouble_until_next_code(wait_s)
+            raise self._trouble_until_next_code(wait_s)
 
-        now_s = time.time()
-        code = self._new_code()
-        self._code = code
+        self._code = self._new_code()
         self._plan_renewal()
-        sign_in.next_code_s = now_s + CODE_PAUSES_S[min(sign_in.codes, 1)]
+        sign_in.next_code_s = time.time() + CODE_PAUSES_S[min(sign_in.codes, 1)]
         sign_in.codes += 1
+        raise self._trouble_until_confirmed(self._code)
+
+    def _trouble_until_confirmed(self, code: DeviceCode) -> Trouble:
+        """Return the Trouble that shows a new code to the owner."""
+        now_s = time.time()
         valid_until = clock_at(code.expires_s, now_s)
-        next_clock = clock_at(sign_in.next_code_s, now_s)
+        next_clock = clock_at(self._memory.sign_in.next_code_s, now_s)
         message = (
             f"Sign in at BMW: open\n{code.address}\n"
             f"and confirm the code\n{code.user_code}\n"
@@ -1296,12 +1299,9 @@ class CarDataSignIn:
             "code_verifier": code.verifier,
         }
         answer = self._request_tokens("the tokens", form)
-        if not has_tokens(answer):
-            raise self._trouble_with_code(code, answer)
-        logger.info("signed in at BMW")
-
-    def _trouble_with_code(self, code: DeviceCode, answer: HttpAnswer) -> Trouble:
-        """Return the Trouble to raise if BMW grants no tokens for the code."""
+        if has_tokens(answer):
+            logger.info("signed in at BMW")
+            return
         error = oauth_error(answer)
         if error == SLOW_DOWN:
             code.interval_s += 5  # RFC 8628, 3.5
@@ -1309,17 +1309,17 @@ class CarDataSignIn:
         is_bare_403 = answer.status == 403 and not error
         is_pending = error in (PENDING, SLOW_DOWN) or is_bare_403
         if is_pending and time.time() < code.expires_s:
-            return Trouble("", wait_s=code.interval_s, is_for_owner=True)
+            raise Trouble("", wait_s=code.interval_s, is_for_owner=True)
         if is_pending or error == EXPIRED:
             self._code = None
             why = "nobody has confirmed the code; a new start gives another at once"
-            return Trouble(why, is_for_owner=True)
+            raise Trouble(why, is_for_owner=True)
         if error or CODE_USED_UP in answer.body:
-            return self._code_refused(error or "invalid_access_token")
-        return answer.trouble()
+            self._drop_refused_code(error or "invalid_access_token")
+        raise answer.trouble()
 
-    def _code_refused(self, error: str) -> Trouble:
-        """Drop the code, and return the Trouble to raise.
+    def _drop_refused_code(self, error: str) -> NoReturn:
+        """Drop the code, and raise the Trouble that says so.
 
         The owner believes that the sign-in has worked, so request the next code at once.
         After further refusals wait an hour, because BMW may refuse every code for hours.
@@ -1335,7 +1335,7 @@ class CarDataSignIn:
             why = "the sign-in was declined, or BMW could not process this code"
         advice = "confirm the next one in a private window without an ad blocker"
         wait_s = None if pause_s else 5.0
-        return Trouble(f"{why}: {advice}", wait_s=wait_s, is_for_owner=True)
+        raise Trouble(f"{why}: {advice}", wait_s=wait_s, is_for_owner=True)
 
     def _post(self, what: str, path: str, form: Mapping[str, str]) -> HttpAnswer:
         form = {"client_id": self._client_id, **form}
@@ -1579,19 +1579,23 @@ class CarData:
             return answer
         if code == WRONG_SCOPE:
             self._sign_in.reject_scope()
-            raise Trouble(f"this sign-in is not for CarData: {SUBSCRIBE}", code=code)
+        raise self._trouble_in(answer, code)
+
+    def _trouble_in(self, answer: HttpAnswer, code: str) -> Trouble:
+        if code == WRONG_SCOPE:
+            return Trouble(f"this sign-in is not for CarData: {SUBSCRIBE}", code=code)
         if code in QUOTA_USED_UP or answer.status == 429:
             # The quota resets at 00:00 UTC, or request by request after 24 hours.
             wait_s = min(HOUR_S, DAY_S - time.time() % DAY_S + MINUTE_S)
             why = "BMW says that CarData's 50 requests a day are used up"
-            raise Trouble(why, code=QUOTA_USED_UP[0], wait_s=wait_s)
+            return Trouble(why, code=QUOTA_USED_UP[0], wait_s=wait_s)
         if not code.startswith("CU-"):
-            raise answer.trouble()
+            return answer.trouble()
         hidden = [self._vin, self._memory.container.id, *self._sign_in.known_secrets()]
         said = printable(answer.json().get("exveErrorMsg"), hidden)
         advice = f": {ADVICE[code]}" if code in ADVICE else ""
         shown_code = printable(code, hidden)
-        raise Trouble(f"CarData says: {said} ({shown_code}){advice}", code=code)
+        return Trouble(f"CarData says: {said} ({shown_code}){advice}", code=code)
 
     def _send(self, what: str, method: str, path: str, **parts: Any) -> HttpAnswer:
         """Count a request, then send it. Raise Trouble if the quota is used up."""
@@ -3042,39 +3046,41 @@ class Outbox:
             if message.address != name:
                 continue
             if not seconds_until(message.next_try_s, MAX_RETRY_PAUSE_S):
-                self._post(message)
+                self._try(message)
                 self._save()
             if message in self._memory.outbox and holds_up_others(message):
                 return
 
-    def _post(self, message: Message) -> None:
-        url, credentials = split_credentials(self._urls[message.address])
-        render = ntfy_message if message.address == "NTFY_URL" else webhook_message
-        body, headers = render(message, self._title, time.time())
-        try:
-            answer = send(
-                "a notification",
-                "POST",
-                url,
-                auth=credentials or without_netrc,
-                headers=headers,
-                data=body,
-                timeout_s=(TELLING_LIMIT_S, TELLING_LIMIT_S),
-            )
-        except Trouble as trouble:
-            outcome: Outcome = "may be taken" if trouble.was_sent else "later"
-            self._retry_later(message, outcome, str(trouble))
-            return
-        outcome = outcome_of(message.address, answer)
+    def _try(self, message: Message) -> None:
+        outcome, why = self._post(message)
         if outcome != "taken":
-            why = refusal_in(answer, self._urls[message.address])
             self._retry_later(message, outcome, why)
             return
         self._memory.outbox.remove(message)
         self._problems.pop(message.address, None)
         summary = message.summary
         shown = summary if len(summary) <= 40 else f"{summary[:39]}…"
-        logger.info("sent to %s: %s", answer.host, shown)
+        logger.info("sent to %s: %s", self._host(message.address), shown)
+
+    def _post(self, message: Message) -> tuple[Outcome, str]:
+        """Send a message. Return the outcome, and why it is not "taken"."""
+        url = self._urls[message.address]
+        address, credentials = split_credentials(url)
+        render = ntfy_message if message.address == "NTFY_URL" else webhook_message
+        body, headers = render(message, self._title, time.time())
+        try:
+            answer = send(
+                "a notification",
+                "POST",
+                address,
+                auth=credentials or without_netrc,
+                headers=headers,
+                data=body,
+                timeout_s=(TELLING_LIMIT_S, TELLING_LIMIT_S),
+            )
+        except Trouble as trouble:
+            return "may be taken" if trouble.was_sent else "later", str(trouble)
+        return outcome_of(message.address, answer), refusal_in(answer, url)
 
     def _retry_later(self, message: Message, outcome: Outcome, why: str) -> None:
         """Plan the next try, or give the message up.
@@ -3539,17 +3545,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Set up and run the main loop; return the exit status."""
     path = Path(os.path.abspath(arguments.env_file or OWN_SETTINGS_PATH))
     door_name, settings = find_settings(arguments, path)
-    memory = Memory()
-    file = None
-    if door_name != "demo":
-        # A pipe, as from a password manager, has no folder in which to keep the memory.
-        kept_beside = path if path.is_file() else OWN_SETTINGS_PATH
-        file = MemoryFile(memory_path(kept_beside))
-        memory = file.load(settings.client_id, settings.vin)
-
-    def save() -> bool:
-        return file is None or file.save(memory)
-
+    memory, save = open_memory(path, door_name, settings)
     title = "BMW i3 (demo)" if arguments.demo else "BMW i3"
     outbox = Outbox(settings, memory, save, title)
     loop = Loop(
@@ -3614,6 +3610,19 @@ def advice_on_settings(path: Path, door: DoorName) -> str:
     return (
         f'{advice}; "Your own car" in README.md has the steps; --demo needs no account'
     )
+
+
+def open_memory(
+    settings_path: Path, door: DoorName, settings: Settings
+) -> tuple[Memory, Save]:
+    """Return the memory, and a function that saves it; the demo keeps nothing."""
+    if door == "demo":
+        return Memory(), lambda: True
+    # A pipe, as from a password manager, has no folder in which to keep the memory.
+    is_file = settings_path.is_file()
+    file = MemoryFile(memory_path(settings_path if is_file else OWN_SETTINGS_PATH))
+    memory = file.load(settings.client_id, settings.vin)
+    return memory, partial(file.save, memory)
 
 
 def open_door(
