@@ -117,7 +117,7 @@ class Trouble(Exception):
 
 
 def trouble_of(problem: Exception) -> Trouble:
-    """Return the Trouble that tells the owner of any exception."""
+    """Convert any exception to a Trouble."""
     if isinstance(problem, Trouble):
         return problem
     if isinstance(problem, CannotGoOn):
@@ -188,12 +188,8 @@ def setting(
     return field(default="" if default is REQUIRED else default, metadata=metadata)
 
 
-def parse_any(text: str) -> str:
-    return text
-
-
 def parse_typed(text: str) -> str:
-    """Strip the text, and reject characters that one copies from a web page unnoticed."""
+    """Strip the text, and reject odd characters that copying from a web page brings."""
     text = text.strip()
     for char in text:
         if not char.isprintable() or not (char.isascii() or char.isalnum()):
@@ -233,7 +229,7 @@ def parse_web(text: str) -> str:
         return address
     if re.match("https?://.*@", address, re.IGNORECASE):
         raise ValueError(
-            "is no address: a password in it has to be percent-encoded:"
+            "is no valid address: a password in it has to be percent-encoded:"
             " # is %23, / is %2F"
         )
     raise ValueError("should be an address that begins with http:// or https://")
@@ -277,7 +273,7 @@ class Settings:
     )
 
     username: str = setting("USERNAME", parse_typed, PORTAL, REQUIRED)
-    password: str = setting("PASSWORD", parse_any, PORTAL, REQUIRED)
+    password: str = setting("PASSWORD", str, PORTAL, REQUIRED)
     auth_client_id: str = setting("AUTH_CLIENT_ID", parse_typed, PORTAL, REQUIRED)
     portal_url: str = setting(
         "CONNECTED_DRIVE_BASE_URL", parse_https, PORTAL, PORTAL_URL
@@ -781,7 +777,7 @@ class MemoryFile:
             why = f"{self._path} is damaged, and cannot be renamed: {error.strerror}"
             raise CannotGoOn(why) from None
         logger.error(
-            "%s is damaged: renamed to %s, and a new one begun, without the sign-in",
+            "%s is damaged, and was renamed to %s; you will have to sign in again",
             self._path,
             damaged.name,
         )
@@ -1054,7 +1050,7 @@ def may_have_been_sent(error: BaseException | None) -> bool:
 
 
 # --- CarData: sign-in -----------------------------------------------------------------
-SUBSCRIBE = "subscribe the client id to the CarData API in the My BMW portal"
+SUBSCRIBE_ADVICE = "subscribe the client id to the CarData API in the My BMW portal"
 # After the first device code, and after later ones
 CODE_PAUSES_S = (HOUR_S, 6 * HOUR_S)
 
@@ -1102,7 +1098,7 @@ class CarDataSignIn:
         self._save = save
         self._may_ask = may_ask  # whether the owner may be asked to confirm a code
         self._code: DeviceCode | None = None  # the one that the owner was shown
-        self._next_renewal_s = 0.0  # earliest time while a code is pending
+        self._next_renewal_s = 0.0  # earliest time to try the refresh token again
         if by_hand:
             memory.sign_in.codes = 0
             memory.sign_in.codes_refused = 0
@@ -1115,10 +1111,22 @@ class CarDataSignIn:
         return self._memory.sign_in.access_token
 
     def _get_tokens(self) -> None:
+        """Renew the sign-in or, if BMW refuses that, let the owner sign in.
+
+        BMW has refused valid refresh tokens for minutes. So an old one is tried again
+        even while the owner is to confirm a code.
+        """
+        if self._can_renew():
+            try:
+                if self._renew():
+                    return
+            except Trouble:
+                if not self._code:
+                    raise
+                self._next_renewal_s = time.time() + MINUTE_S
         if self._code:
-            if not self._renew_while_pending():
-                self._redeem(self._code)
-        elif not self._can_renew() or not self._renew():
+            self._redeem(self._code)
+        else:
             self._ask_owner()
 
     def expire(self) -> None:
@@ -1138,7 +1146,11 @@ class CarDataSignIn:
 
     def _can_renew(self) -> bool:
         sign_in = self._memory.sign_in
-        return bool(sign_in.refresh_token) and not sign_in.is_out_of_scope
+        is_usable = bool(sign_in.refresh_token) and not sign_in.is_out_of_scope
+        return is_usable and not self._renewal_wait_s()
+
+    def _renewal_wait_s(self) -> float:
+        return seconds_until(self._next_renewal_s, DAY_S)
 
     def _renew(self) -> bool:
         """Get new tokens; return False if BMW has refused the refresh token twice.
@@ -1146,7 +1158,7 @@ class CarDataSignIn:
         A refresh token is single-use, so send it only if its successor can be saved.
         """
         if not self._save():
-            why = "no readings until the disk works again: it could not save a new sign-in"
+            why = "no readings until the disk works again: a new sign-in could not be saved"
             raise Trouble(why, news=News("error", why))
         sign_in = self._memory.sign_in
         form = {"grant_type": "refresh_token", "refresh_token": sign_in.refresh_token}
@@ -1158,25 +1170,9 @@ class CarDataSignIn:
         sign_in.refusals += 1
         if sign_in.refusals == 1:
             raise Trouble("BMW did not renew the sign-in; trying once more")
-        return False
-
-    def _renew_while_pending(self) -> bool:
-        """Try the old refresh token once more, while the owner is to confirm a code.
-
-        BMW has refused valid ones for minutes, and that should cost the owner nothing.
-        """
-        if not self._can_renew() or time.time() < self._next_renewal_s:
-            return False
-        is_renewed = False
-        with suppress(Trouble):
-            is_renewed = self._renew()
-        self._plan_renewal()
-        return is_renewed
-
-    def _plan_renewal(self) -> None:
-        refusals = max(self._memory.sign_in.refusals, 1)
-        pause_s = growing_pause_s(refusals, self._longest_pause_s)
+        pause_s = growing_pause_s(sign_in.refusals, self._longest_pause_s)
         self._next_renewal_s = time.time() + pause_s
+        return False
 
     def _request_tokens(self, what: str, form: Mapping[str, str]) -> HttpAnswer:
         """Ask for tokens. Save them before they are used, and before a signal is handled.
@@ -1220,7 +1216,6 @@ class CarDataSignIn:
             raise self._trouble_until_next_code(wait_s)
 
         self._code = self._new_code()
-        self._plan_renewal()
         sign_in.next_code_s = time.time() + CODE_PAUSES_S[min(sign_in.codes, 1)]
         sign_in.codes += 1
         raise self._trouble_until_confirmed(self._code)
@@ -1244,12 +1239,9 @@ class CarDataSignIn:
 
         Until then, only the old refresh token is tried.
         """
-        sign_in = self._memory.sign_in
-        next_clock = clock_at(sign_in.next_code_s, time.time())
+        next_clock = clock_at(self._memory.sign_in.next_code_s, time.time())
         why = f"CarData needs a sign-in: the next code comes at {next_clock}"
-        if self._can_renew():
-            pause_s = growing_pause_s(sign_in.refusals, self._longest_pause_s)
-            wait_s = min(wait_s, pause_s)
+        wait_s = min(wait_s, self._renewal_wait_s() or wait_s)
         return Trouble(why, wait_s=wait_s, is_for_owner=True)
 
     def _new_code(self) -> DeviceCode:
@@ -1264,7 +1256,7 @@ class CarDataSignIn:
         }
         answer = self._post("a sign-in", "device/code", form)
         if answer.status == 403:
-            why = f"BMW does not let this client id in yet: {SUBSCRIBE}"
+            why = f"BMW does not let this client id in yet: {SUBSCRIBE_ADVICE}"
             raise Trouble(why, news=News("error", why))
         error = oauth_error(answer)
         if error:
@@ -1281,7 +1273,7 @@ class CarDataSignIn:
         """
         why = f"BMW refuses the sign-in ({printable(error, self.known_secrets())})"
         if not self._memory.sign_in.refresh_token:
-            advice = f"check CARDATA_CLIENT_ID, {SUBSCRIBE}, and start again"
+            advice = f"check CARDATA_CLIENT_ID, {SUBSCRIBE_ADVICE}, and start again"
             return CannotGoOn(f"{why}: {advice}", exit_status=1)
         why += ", which has worked before: BMW is out of order, or has deleted the client id"
         message = f"{why}; after a day, make a new one in the portal"
@@ -1413,7 +1405,9 @@ TOKEN_REFUSED = ("HTTP 401", "CU-100", "CU-101", "CU-102", "CU-127")
 WRONG_SCOPE = "CU-103"  # the sign-in is not valid for CarData
 # Unknown, malformed or being deleted; BMW's gateway has also sent 400 and 404 for it.
 CONTAINER_LOST = ("CU-105", "CU-121", "CU-122", "HTTP 400", "HTTP 404")
-SET_REFUSED = ("CU-402", "CU-5", "HTTP 5")  # BMW has answered unknown ones with 5xx
+# If the full set is refused. BMW has also answered unknown descriptors with 5xx, and an
+# owner who has no container left may still have the small one.
+SET_REFUSED = ("CU-402", "CU-124", "CU-5", "HTTP 5")
 QUOTA_USED_UP = ("CU-429", "HTTP 429")
 
 ADVICE = {
@@ -1423,7 +1417,7 @@ ADVICE = {
     " one with the program that made it",
     "CU-402": "get a newer i3charge.py",
     # Owners got this without a subscription, or if they were not the primary user.
-    "CU-403": f"{SUBSCRIBE}, and check that you are the car's primary user",
+    "CU-403": f"{SUBSCRIBE_ADVICE}, and check that you are the car's primary user",
 }
 
 # BMW allows 50; leave two for the owner's own use of BMW's web portal.
@@ -1562,7 +1556,7 @@ class CarData:
         made = self._ask("a container", "POST", "containers", json=asked).json()
         container_id = text_or_empty(made.get("containerId"))
         if not container_id:
-            raise Trouble("CarData has created a container, but does not name it")
+            raise Trouble("CarData created a container, but returned no id")
         return container_id
 
     # Requests
@@ -1583,7 +1577,9 @@ class CarData:
 
     def _trouble_in(self, answer: HttpAnswer, code: str) -> Trouble:
         if code == WRONG_SCOPE:
-            return Trouble(f"this sign-in is not for CarData: {SUBSCRIBE}", code=code)
+            return Trouble(
+                f"this sign-in is not for CarData: {SUBSCRIBE_ADVICE}", code=code
+            )
         if code in QUOTA_USED_UP or answer.status == 429:
             # The quota resets at 00:00 UTC, or request by request after 24 hours.
             wait_s = min(HOUR_S, DAY_S - time.time() % DAY_S + MINUTE_S)
@@ -1869,7 +1865,9 @@ JOURNAL_S = 3 * DAY_S  # longer than any charge
 # How the car's observations scatter
 TOGETHER_S = 10 * MINUTE_S  # closer observations are about the same event
 RESENT_S = 5 * MINUTE_S  # after plugging in, the car may send old values again
-RESENT_PLUG_S = 30 * MINUTE_S  # a plug that is sent again so soon has not moved
+RESENT_PLUG_S = (
+    30 * MINUTE_S
+)  # CONNECTED, sent again within this time, is no new connection
 FLICKER_PERCENT = 3  # a resting car's percentage changes by less
 HOLDS_100_S = 30 * MINUTE_S  # a car that has sent 100 % stops within this time
 MAX_PERCENT_DELAY_S = (
@@ -1906,7 +1904,7 @@ def merged(journal: list[Observation], report: Report) -> list[Observation]:
 def dated(new: Observation, as_of_s: float, *, is_first: bool) -> Observation:
     """Return an observation with the time of its report.
 
-    A car that is plugged in at its first report may have been so for hours.
+    A car that is plugged in at its first report may have been plugged in for hours.
     """
     is_old = is_first and new.value == IN
     return new._replace(at_s=as_of_s - TOGETHER_S if is_old else as_of_s)
@@ -1951,20 +1949,20 @@ class Charge:
 class Stay:
     """What the car has done since it was plugged in, or parked elsewhere.
 
-    `see` takes the observations in the order of time. Methods that depend on the present
-    time have it as a parameter.
+    `see` takes the observations in the order of time. Methods that depend on the current
+    time take it as a parameter.
     """
 
     since_s: float = 0.0
     previous: Observation | None = None  # the last percentage before the stay
     plugged: bool | None = None
-    plugged_s: float = 0.0  # when the car last sent the state of the plug
+    plug_seen_s: float = 0.0  # when the car last sent the state of the plug
     status: Status = "unknown"
     status_s: float = 0.0  # when the status changed
     percents: list[Observation] = field(default_factory=list)
     charges: list[Charge] = field(default_factory=list)
     reasons: list[Observation] = field(default_factory=list)  # why charges ended
-    predicted: float | None = None  # percent, computed by BMW
+    bmw_prediction: float | None = None  # percent
     hv_status: str = ""  # BMW's own keyword, which lags the car's status
     is_confirmed: bool = False  # hv_status has agreed with the car's 100 %
     heard_s: float = 0.0  # when the car last sent anything
@@ -1996,7 +1994,7 @@ class Stay:
 
     def _see_plug(self, is_in: bool, at_s: float) -> None:
         self.plugged = is_in
-        self.plugged_s = at_s
+        self.plug_seen_s = at_s
         if not is_in:
             self._change_status("unplugged", at_s)
         elif self.status in ("unknown", "unplugged", "not charging"):
@@ -2042,28 +2040,25 @@ class Stay:
 
     def _has_risen(self) -> bool:
         """Return whether the last percentage is well above the one before it."""
-        if not self.percents:
-            return False
-        topic = self.percents[-1].topic
-        values = [each.value for each in self.percents if each.topic == topic]
-        return len(values) > 1 and bool(values[-1] >= values[-2] + FLICKER_PERCENT)
+        values = self.values_of(self.percents[-1].topic) if self.percents else []
+        return len(values) > 1 and values[-1] >= values[-2] + FLICKER_PERCENT
 
     def _see_percent(self, new: Observation) -> None:
-        is_new_value = not self.percents or new.value != self.percents[-1].value
+        is_new_value = self.values_of(new.topic)[-1:] != [new.value]
         if self.open_charge and is_new_value:  # it replaces the computed percentage
             self.open_charge.computed = 0.0
             self.open_charge.is_from_bmw = False
         self.percents.append(new)
-        is_of_pull = self.plugged is False and new.at_s <= self.plugged_s + TOGETHER_S
+        is_of_pull = self.plugged is False and new.at_s <= self.plug_seen_s + TOGETHER_S
         if is_of_pull and self._has_risen():
-            self._note_unseen_charge(self.plugged_s)
+            self._note_unseen_charge(self.plug_seen_s)
 
     def _see_prediction(self, new: Observation) -> None:
         """Take note of BMW's prediction, unless it is impossible.
 
         After a drive, BMW may predict from the percentage before the drive for a while.
         """
-        self.predicted = new.value
+        self.bmw_prediction = new.value
         charge = self.open_charge
         if not charge:
             return
@@ -2100,17 +2095,22 @@ class Stay:
         """
         if not self.open_charge:
             return False
-        full_s = self.full_s(now_s)
+        full_s = self.became_full_s(now_s)
         return full_s == 0 or self.open_charge.began_s > full_s
+
+    def charge_begun_by(self, at_s: float) -> Charge | None:
+        """Return the last charge that had begun by a given time."""
+        begun = [each for each in self.charges if each.began_s <= at_s]
+        return begun[-1] if begun else None
 
     @property
     def last_percent(self) -> Observation | None:
         """The last percentage that the car sent, perhaps before the stay."""
         return self.percents[-1] if self.percents else self.previous
 
-    def highest(self, topic: Topic) -> float:
-        values = [each.value for each in self.percents if each.topic == topic]
-        return max(values, default=0.0)
+    def values_of(self, topic: Topic) -> list[float]:
+        """Return the percentages on one of their two topics, which can differ a little."""
+        return [each.value for each in self.percents if each.topic == topic]
 
     def percent_at_start(self, charge: Charge) -> float | None:
         """Return the percentage at which a charge began, if the car has sent it."""
@@ -2120,7 +2120,9 @@ class Stay:
         known += [
             each for each in self.percents if each.at_s <= charge.began_s + TOGETHER_S
         ]
-        found = nearest(known, charge.began_s, earliest_s=self.since_s - TOGETHER_S)
+        found = first_from_or_last_before(
+            known, charge.began_s, earliest_s=self.since_s - TOGETHER_S
+        )
         return found.value if found else None
 
     def percent_at_end(self, charge: Charge, ended_s: float) -> Observation | None:
@@ -2131,7 +2133,9 @@ class Stay:
         known = [
             each for each in self.percents if charge.began_s < each.at_s <= latest_s
         ]
-        return nearest(known, ended_s, earliest_s=ended_s - TOGETHER_S)
+        return first_from_or_last_before(
+            known, ended_s, earliest_s=ended_s - TOGETHER_S
+        )
 
     def _may_be_full_at_end(self, charge: Charge, ended_s: float) -> bool:
         """Return whether the percentage near the end leaves open that the car is full.
@@ -2141,7 +2145,7 @@ class Stay:
         found = self.percent_at_end(charge, ended_s)
         return not found or highest_possible(found, ended_s) >= NEARLY_FULL
 
-    def full_s(self, now_s: float) -> float:
+    def became_full_s(self, now_s: float) -> float:
         """Return when the car became full; 0 if it did not.
 
         It is full at 100 %. It is also full if it has reached its goal, even at 99 %: an
@@ -2165,16 +2169,16 @@ class Stay:
         A charging car may send it and go on for a while, and its status can lag for
         hours. A car that was just plugged in may send an old value again.
         """
-        for charge in reversed(self.charges):
-            if charge.began_s <= said_s:
-                has_stopped = charge.stopped_s > 0
-                return has_stopped or self.is_confirmed or now_s > said_s + HOLDS_100_S
-        return said_s >= self.since_s + RESENT_S
+        charge = self.charge_begun_by(said_s)
+        if not charge:
+            return said_s >= self.since_s + RESENT_S
+        has_stopped = charge.stopped_s > 0
+        return has_stopped or self.is_confirmed or now_s > said_s + HOLDS_100_S
 
     def _is_full_at_goal(self, reached_s: float) -> bool:
         """Return whether no percentage contradicts that a goal was 100 %."""
-        begun = [each for each in self.charges if each.began_s < reached_s]
-        return self._may_be_full_at_end(begun[-1] if begun else Charge(), reached_s)
+        charge = self.charge_begun_by(reached_s) or Charge()
+        return self._may_be_full_at_end(charge, reached_s)
 
     def is_settled(self, charge: Charge, now_s: float) -> bool:
         """Return whether the outcome of a stopped charge is known, or overdue.
@@ -2210,7 +2214,7 @@ class Stay:
         return max(charge.computed, min(round(line, 1), NEARLY_FULL))
 
 
-def nearest(
+def first_from_or_last_before(
     observations: list[Observation], at_s: float, earliest_s: float
 ) -> Observation | None:
     """Return the first observation from a time on or, if there is none, the last before."""
@@ -2245,14 +2249,15 @@ def stays_in(journal: list[Observation]) -> list[Stay]:
 
         stay = stays[-1]
         if begins_stay(each, stay):
-            following = next_stay(each, stay)
-            stay.charges = [one for one in stay.charges if one not in following.charges]
+            charge = charge_in_next_stay(each, stay)
+            stay.charges = [one for one in stay.charges if one is not charge]
+            following = next_stay(each, stay, charge)
             following.see(each)
             stays.append(following)
             possible = None
             continue
         if may_begin_stay(each, stay):
-            possible = next_stay(each, stay)
+            possible = next_stay(each, stay, None)
             possible.see(each)
         stay.see(each)
     return stays
@@ -2260,7 +2265,8 @@ def stays_in(journal: list[Observation]) -> list[Stay]:
 
 def begins_stay(new: Observation, stay: Stay) -> bool:
     if new.topic in ("percent", "displayed"):
-        return bool(new.value <= stay.highest(new.topic) - FLICKER_PERCENT)
+        highest = max(stay.values_of(new.topic), default=0.0)
+        return bool(new.value <= highest - FLICKER_PERCENT)
     if new.topic == "plug":
         return new.value == IN and not stay.plugged and not stay.is_charging(new.at_s)
     if new.topic == "status" and stay.plugged is False:
@@ -2269,29 +2275,26 @@ def begins_stay(new: Observation, stay: Stay) -> bool:
         return is_later and STATUS_OF_WORD[new.value] in ACTIVE
     # A full car that charges for longer than a top-up has been away unnoticed.
     is_long = new.topic == "full_at" and new.value - new.at_s > MAX_TOP_UP_S
-    return is_long and stay.open_charge is not None and stay.full_s(new.at_s) > 0
+    return is_long and stay.open_charge is not None and stay.became_full_s(new.at_s) > 0
 
 
 def may_begin_stay(new: Observation, stay: Stay) -> bool:
     """Return whether a second CONNECTED may mean that the car was away in between."""
     is_in_again = new.topic == "plug" and new.value == IN and stay.plugged is True
-    is_late = new.at_s > stay.plugged_s + RESENT_PLUG_S
+    is_late = new.at_s > stay.plug_seen_s + RESENT_PLUG_S
     return is_in_again and is_late and not stay.is_charging(new.at_s)
 
 
-def next_stay(new: Observation, stay: Stay) -> Stay:
+def next_stay(new: Observation, stay: Stay, charge: Charge | None) -> Stay:
     """Return the stay that an observation begins, before it has seen the observation."""
-    after = Stay(
-        new.at_s, stay.last_percent, hv_status=stay.hv_status, predicted=stay.predicted
-    )
+    after = Stay(new.at_s, stay.last_percent, bmw_prediction=stay.bmw_prediction)
     if new.topic == "plug":
         return after
     # A status that begins a stay shows that the plug is in again.
     after.plugged = new.topic == "status" or stay.plugged
-    after.plugged_s = new.at_s
+    after.plug_seen_s = new.at_s
     after.status = STATUS_AT_REST[after.plugged]
     after.status_s = new.at_s
-    charge = charge_in_next_stay(new, stay)
     if charge:
         after.charges = [charge]
         after.since_s = charge.began_s
@@ -2301,14 +2304,16 @@ def next_stay(new: Observation, stay: Stay) -> Stay:
 
 def charge_in_next_stay(new: Observation, stay: Stay) -> Charge | None:
     """Return the charge that goes on in the stay that an observation begins."""
-    is_long = new.topic == "full_at"
+    if new.topic == "plug":
+        return None
+    was_full = new.topic == "full_at"  # and charges for longer than a top-up
     if not stay.is_charging(new.at_s):
-        # A full car's status may have said "charging" since before it was full.
-        return Charge(new.at_s) if is_long else None
+        # Its status may have said "charging" since before it was full.
+        return Charge(new.at_s) if was_full else None
     charge = stay.charges[-1]
-    if is_long or charge.began_s >= new.at_s - TOGETHER_S:
+    if was_full or charge.began_s >= new.at_s - TOGETHER_S:
         return charge  # the drive was before it
-    if stay.full_s(new.at_s):
+    if stay.became_full_s(new.at_s):
         return None
     # The drive was within the charge: its end and its beginning were not seen.
     return Charge(new.at_s, is_assumed=True)
@@ -2331,7 +2336,7 @@ def reading_of(stay: Stay, report: Report, range_unit: str) -> Reading | None:
 
     now_s = report.taken_s
     status = stay.status
-    if stay.full_s(now_s) and not stay.is_charging(now_s):
+    if stay.became_full_s(now_s) and not stay.is_charging(now_s):
         status = "full"
     full_at_s = 0.0
     if status == "charging" and stay.charges:
@@ -2359,7 +2364,7 @@ def percent_to_show(stay: Stay, report: Report) -> float | None:
     the computed one if it is higher, until the car has sent its final percentage.
     """
     if stay.last_percent is None:
-        return stay.predicted
+        return stay.bmw_prediction
     if not stay.charges:
         return None
     now_s = report.taken_s
@@ -2367,12 +2372,11 @@ def percent_to_show(stay: Stay, report: Report) -> float | None:
     computed = stay.computed_percent(now_s)
     if computed <= stay.last_percent.value:
         return None
-    is_too_old = now_s > max(stay.last_percent.at_s, charge.began_s) + DAY_S
-    if not charge.is_from_bmw and (is_too_old or not report.interpolates):
+    if not charge.is_from_bmw and not report.interpolates:
         return None
     if stay.is_charging(now_s):
         return computed
-    ended_s = charge.stopped_s or stay.full_s(now_s)
+    ended_s = charge.stopped_s or stay.became_full_s(now_s)
     return computed if stay.last_percent.at_s < ended_s - TOGETHER_S else None
 
 
@@ -2382,8 +2386,8 @@ SOON_MINUTES = 10
 OVERDUE_S = 30 * MINUTE_S  # after the time when it should have been full
 MAX_CHARGE_S = 20 * HOUR_S
 STILL_THERE_S = HOUR_S
-# Older events are not told. It exceeds a day, so that a daily run misses nothing.
-NO_NEWS_S = 36 * HOUR_S
+# Older events are not told. The limit exceeds a day, so that a daily run misses nothing.
+MAX_NEWS_AGE_S = 36 * HOUR_S
 
 
 def events_in(stays: list[Stay], reading: Reading, notify_at: float) -> Iterator[News]:
@@ -2391,15 +2395,15 @@ def events_in(stays: list[Stay], reading: Reading, notify_at: float) -> Iterator
     now_s = reading.taken_s
     present = stays[-1]
     for index, stay in enumerate(stays):
-        if stay.full_s(now_s):
+        if stay.became_full_s(now_s):
             yield full_news(stay, now_s, is_present=stay is present)
         # If a full charge has followed a stop, the stop is no news.
-        elif not any(later.full_s(now_s) for later in stays[index + 1 :]):
+        elif not any(later.became_full_s(now_s) for later in stays[index + 1 :]):
             yield from stops(stay, now_s)
 
     if is_still_there(present, now_s):
         yield still_news(present, now_s)
-    if present.open_charge and not present.full_s(now_s):
+    if present.open_charge and not present.became_full_s(now_s):
         yield from news_of_charge(present.open_charge, present, reading, notify_at)
 
 
@@ -2465,17 +2469,16 @@ def overdue_message(charge: Charge, reading: Reading) -> str:
     now_s = reading.taken_s
     if charge.full_at_s and OVERDUE_S <= now_s - charge.full_at_s <= DAY_S:
         clock = clock_at(charge.full_at_s, now_s)
-        return f"BMW expected it full at {clock}, and has not confirmed it. Please check the car."
+        return f"Expected full at {clock}, but BMW has not confirmed it. Please check the car."
     if now_s - charge.began_s >= MAX_CHARGE_S:
         lasts = duration(now_s - charge.began_s)
-        return f"Charging for {lasts} now, says BMW. Please check the car."
+        return f"BMW reports {lasts} of charging. Please check the car."
     return ""
 
 
 def full_news(stay: Stay, now_s: float, *, is_present: bool) -> News:
-    full_s = stay.full_s(now_s)
-    begun = [each for each in stay.charges if each.began_s <= full_s]
-    charge = begun[-1] if begun else Charge()
+    full_s = stay.became_full_s(now_s)
+    charge = stay.charge_begun_by(full_s) or Charge()
     last = stay.percent_at_end(charge, full_s)
     percent_text = f"{int(last.value) if last else 100}%"
     summary = charge_summary(stay, charge, full_s, percent_text)
@@ -2491,13 +2494,13 @@ def full_news(stay: Stay, now_s: float, *, is_present: bool) -> News:
 
 def is_still_there(stay: Stay, now_s: float) -> bool:
     """Return whether a full car is in the way: for an hour, and not topped up."""
-    full_s = stay.full_s(now_s)
+    full_s = stay.became_full_s(now_s)
     is_long = full_s > 0 and now_s >= full_s + STILL_THERE_S
     return is_long and stay.plugged is True and not stay.is_charging(now_s)
 
 
 def still_news(stay: Stay, now_s: float) -> News:
-    full_clock = clock_at(stay.full_s(now_s), now_s)
+    full_clock = clock_at(stay.became_full_s(now_s), now_s)
     message = f"Full since {full_clock}, and still plugged in"
     return News("still", message, at_s=now_s, since_s=stay.since_s)
 
@@ -2627,7 +2630,7 @@ class ChargeWatch:
         Only "soon" and "overdue" are news even then. But if version 3.1.0 has left a
         reading without a journal, it may have told them.
         """
-        if now_s - event.at_s > NO_NEWS_S:
+        if now_s - event.at_s > MAX_NEWS_AGE_S:
             return False
         is_new_owner = self._memory.last is None
         return not is_first or (is_new_owner and event.kind in ("soon", "overdue"))
@@ -3121,8 +3124,8 @@ def ntfy_message(
     message: Message, title: str, now_s: float
 ) -> tuple[bytes, dict[str, str]]:
     """Return the body and the headers; see https://docs.ntfy.sh/publish/."""
-    way = DELIVERIES[message.news.kind]
-    headers = {"Title": title, "Tags": way.tag, "Priority": way.priority}
+    delivery = DELIVERIES[message.news.kind]
+    headers = {"Title": title, "Tags": delivery.tag, "Priority": delivery.priority}
     if message.news.click:
         headers["Click"] = message.news.click
     return text_to_send(message, now_s).encode(), headers
@@ -3151,7 +3154,7 @@ def webhook_message(
 def split_credentials(url: str) -> tuple[str, tuple[bytes, bytes] | None]:
     """Take the user name and password out of an address, encoded as RFC 7617 wants.
 
-    requests would encode them as Latin-1, which has no letters of Kyiv or Łódź.
+    requests would encode them as Latin-1, which has no Cyrillic or Polish letters.
     """
     parts = urlsplit(url)
     userinfo, at, host = parts.netloc.rpartition("@")
@@ -3203,7 +3206,7 @@ def refusal_in(answer: HttpAnswer, url: str) -> str:
         where = redirect_host(answer) or "another page"
         return f"{refused}: the address redirects to {where}; is there a login page?"
     if answer.status < 300:
-        return f"{refused}: this is no answer of ntfy; is there a login page?"
+        return f"{refused}: the answer is not from ntfy; is there a login page?"
     said = answer.json()
     error = said.get("error")
     reason = dict_or_empty(error).get("message") or error  # the first is Google's

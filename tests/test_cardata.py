@@ -91,7 +91,7 @@ def test_container_is_made_once_and_kept(cardata: CarData, new: Client) -> None:
 
 def test_container_that_bmw_does_not_name_is_not_used(cardata: CarData, new: Client) -> None:
     cardata.api_answers = [says(200, {"containers": []}), says(201, "<html>")]
-    assert "does not name it" in str(new.refused())
+    assert "returned no id" in str(new.refused())
     assert not new.memory.container.id
 
 
@@ -151,7 +151,7 @@ def test_small_container_goes_on_until_a_search_has_found_the_full_one(
     assert memory.container.purpose == i3charge.FULL_SET
 
 
-@pytest.mark.parametrize(("refusal", "search"), [((403, "CU-124"), "LP"), ((500, None), "LPP")])
+@pytest.mark.parametrize(("refusal", "search"), [((403, "CU-124"), "LPP"), ((500, None), "LPP")])
 def test_search_is_made_once_an_hour_and_at_a_start(
     cardata: CarData, new: Client, clock: Clock, refusal: Code, search: str
 ) -> None:

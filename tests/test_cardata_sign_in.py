@@ -267,7 +267,7 @@ def test_client_id_that_bmw_does_not_know_ends_a_first_sign_in(
 
 
 def test_refused_client_id_goes_on_being_tried_if_it_has_worked(
-    cardata: CarData, signed_in: Client
+    cardata: CarData, signed_in: Client, clock: Clock
 ) -> None:
     cardata.client_id = "another"
     assert "trying once more" in str(signed_in.refused())
@@ -280,6 +280,7 @@ def test_refused_client_id_goes_on_being_tried_if_it_has_worked(
             " order, or has deleted the client id; after a day, make a new one in the portal"
         )
     cardata.client_id = signed_in.memory.client_id
+    clock.sleep(2 * MINUTE_S)
     assert signed_in.poll()
 
 
@@ -288,7 +289,7 @@ def test_owner_of_a_client_id_that_is_not_let_in_yet_is_told_what_to_subscribe(
 ) -> None:
     cardata.device_answers = [says(403, "<html>")]
     trouble = new.refused()
-    assert str(trouble).endswith(i3charge.SUBSCRIBE)
+    assert str(trouble).endswith(i3charge.SUBSCRIBE_ADVICE)
     assert trouble.news == News("error", str(trouble))
     assert trouble.wait_s is None and not trouble.is_for_owner
     assert "CODE-1" in str(waits(new))
@@ -330,7 +331,9 @@ def test_refresh_token_is_not_spent_if_the_new_one_cannot_be_kept(cardata: CarDa
     works = False
     client = Client(cardata, memory, save=lambda: works)
     trouble = client.refused()
-    assert str(trouble) == "no readings until the disk works again: it could not save a new sign-in"
+    assert (
+        str(trouble) == "no readings until the disk works again: a new sign-in could not be saved"
+    )
     assert trouble.news == News("error", str(trouble))
     assert cardata.requests == []
     works = True
@@ -343,7 +346,7 @@ def test_refresh_token_is_not_spent_if_the_new_one_cannot_be_kept(cardata: CarDa
 def test_sign_in_that_is_not_for_cardata_is_made_anew(cardata: CarData, signed_in: Client) -> None:
     cardata.token_scope = "authenticate_user openid"
     trouble = signed_in.refused()
-    assert str(trouble) == f"this sign-in is not for CarData: {i3charge.SUBSCRIBE}"
+    assert str(trouble) == f"this sign-in is not for CarData: {i3charge.SUBSCRIBE_ADVICE}"
     assert trouble.wait_s is None
 
     good, cardata.client_id = cardata.client_id, "another"

@@ -351,8 +351,8 @@ def test_damaged_file_is_put_aside_and_a_new_one_begun(
     assert file.load("client", VIN) == Memory("client", VIN)
     assert not path.exists()
     assert Path(f"{path}.damaged").read_bytes() == content
-    begun = "and a new one begun, without the sign-in"
-    assert log.messages == [f"{path} is damaged: renamed to {path.name}.damaged, {begun}"]
+    advice = "you will have to sign in again"
+    assert log.messages == [f"{path} is damaged, and was renamed to {path.name}.damaged; {advice}"]
 
 
 @pytest.mark.parametrize(

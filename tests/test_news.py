@@ -93,7 +93,7 @@ def test_soon_is_not_told_of_a_time_that_has_passed() -> None:
 def test_overdue_is_told_half_an_hour_after_it_should_have_been_full() -> None:
     bmw = charging(90, left=30)
     assert "overdue" not in kinds(bmw.polled("20:59"))
-    expected = "BMW expected it full at 20:30, and has not confirmed it. Please check the car."
+    expected = "Expected full at 20:30, but BMW has not confirmed it. Please check the car."
     assert bmw.polled("21:00") == [f"overdue: {expected}"]
     assert bmw.polled("21:40") == []
 
@@ -103,13 +103,13 @@ def test_overdue_is_told_20_hours_after_it_began() -> None:
     bmw.polled("19:10")
     bmw.polled("20:00", status="CHARGINGACTIVE@20:00")
     assert bmw.polled("2 15:59") == []
-    message = "Charging for 20 h now, says BMW. Please check the car."
+    message = "BMW reports 20 h of charging. Please check the car."
     assert bmw.polled("2 16:00") == [f"overdue: {message}"]
 
 
 def test_estimate_that_is_older_than_a_day_is_not_waited_for() -> None:
     bmw = charging(40, left=60)
-    message = "Charging for 3 days now, says BMW. Please check the car."
+    message = "BMW reports 3 days of charging. Please check the car."
     assert bmw.polled("4 20:00") == [f"overdue: {message}"]
 
 

@@ -317,7 +317,7 @@ def test_password_in_ones_own_address_is_percent_encoded() -> None:
     encoded = "a password in it has to be percent-encoded: # is %23, / is %2F"
     for user in ("https://me:pa#ss", "http://me:pa/ss", "https://me:pa?ss", "HTTPS://me:pa[ss"):
         (line,) = problems(good(CARDATA, NTFY_URL=f"{user}@host.example/topic"))
-        assert line == f"NTFY_URL is no address: {encoded}"
+        assert line == f"NTFY_URL is no valid address: {encoded}"
 
 
 def test_ntfy_without_a_topic_is_refused() -> None:

@@ -194,7 +194,7 @@ REFUSED: Tries = (LATER[0], [0])
 PAGE = "<html>Sign in</html>"
 HTML = says(200, "Sign in", Content_Type="text/html; charset=utf-8")
 GOOGLE = "https://script.googleusercontent.com/macros/echo?user_content_key=secret"
-NO_NTFY = "this is no answer of ntfy; is there a login page?"
+NO_NTFY = "the answer is not from ntfy; is there a login page?"
 TO_GOOGLE = "redirects to script.googleusercontent.com; is there a login page?"
 TO_A_PAGE = "the address redirects to another page; is there a login page?"
 NO_ANSWER = "no answer from 127.0.0.1"
