@@ -1964,7 +1964,6 @@ class Stay:
     reasons: list[Observation] = field(default_factory=list)  # why charges ended
     bmw_prediction: float | None = None  # percent
     hv_status: str = ""  # BMW's own keyword, which lags the car's status
-    is_confirmed: bool = False  # hv_status has agreed with the car's 100 %
     heard_s: float = 0.0  # when the car last sent anything
 
     # Taking note of observations
@@ -1989,8 +1988,6 @@ class Stay:
             self.hv_status = new.value
         if new.topic not in ("predicted", "hv_status"):
             self.heard_s = new.at_s
-        if self._hv_status_confirms():
-            self.is_confirmed = True
 
     def _see_plug(self, is_in: bool, at_s: float) -> None:
         self.plugged = is_in
@@ -2068,14 +2065,6 @@ class Stay:
             return
         charge.computed = max(charge.computed, new.value)
         charge.is_from_bmw = True
-
-    def _hv_status_confirms(self) -> bool:
-        """Return whether the car sends 100 %, and BMW says that the goal is reached."""
-        charge = self.open_charge
-        if self.hv_status != HV_GOAL_REACHED or not charge or not self.percents:
-            return False
-        last = self.percents[-1]
-        return last.value == 100 and last.at_s >= charge.began_s
 
     # What the observations mean
 
@@ -2172,8 +2161,8 @@ class Stay:
         charge = self.charge_begun_by(said_s)
         if not charge:
             return said_s >= self.since_s + RESENT_S
-        has_stopped = charge.stopped_s > 0
-        return has_stopped or self.is_confirmed or now_s > said_s + HOLDS_100_S
+        is_confirmed = charge.stopped_s > 0 or self.hv_status == HV_GOAL_REACHED
+        return is_confirmed or now_s > said_s + HOLDS_100_S
 
     def _is_full_at_goal(self, reached_s: float) -> bool:
         """Return whether no percentage contradicts that a goal was 100 %."""
@@ -2985,7 +2974,6 @@ class Outbox:
         self._memory = memory
         self._save = save
         self._title = title
-        self._problems: dict[str, str] = {}  # what was last logged of an address
 
     @property
     def hosts(self) -> str:
@@ -3060,7 +3048,6 @@ class Outbox:
             self._retry_later(message, outcome, why)
             return
         self._memory.outbox.remove(message)
-        self._problems.pop(message.address, None)
         summary = message.summary
         shown = summary if len(summary) <= 40 else f"{summary[:39]}…"
         logger.info("sent to %s: %s", self._host(message.address), shown)
@@ -3091,6 +3078,7 @@ class Outbox:
         The pause is as long as the message has waited, from a minute to an hour.
         """
         now_s = time.time()
+        is_first_try = message.next_try_s == 0
         pause_s = min(max(now_s - message.made_s, MINUTE_S), MAX_RETRY_PAUSE_S)
         if outcome == "may be taken":
             pause_s = UNANSWERED_PAUSES_S[min(message.unanswered, 1)]
@@ -3103,8 +3091,7 @@ class Outbox:
             logger.error(
                 "%s may not have received: %s (%s)", host, message.summary, why
             )
-        elif self._problems.get(message.address) != why:
-            self._problems[message.address] = why
+        elif is_first_try:
             logger.error("%s; it will be tried again", why)
 
 

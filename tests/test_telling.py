@@ -280,7 +280,6 @@ def test_message_is_given_up_after_a_day_and_the_log_says_what_is_wrong(
     assert sender.memory.outbox == []
     assert log.messages == [
         "127.0.0.1 did not accept a notification (HTTP 503); it will be tried again",
-        "127.0.0.1 did not accept a notification (HTTP 429); it will be tried again",
         f"given up after a day: {FULL.text}",
     ]
 
