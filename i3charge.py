@@ -1728,9 +1728,7 @@ class Portal:
 
     name = "ConnectedDrive portal"
     NEW_TOKEN_REFUSED_PAUSE_S = 600.0  # because many logins lock the account
-    LOGINS = (
-        3  # tries in a row, because BMW's gateway has refused valid ones for minutes
-    )
+    LOGINS = 3  # in a row: BMW's gateway has refused valid ones for minutes
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -1865,48 +1863,38 @@ JOURNAL_S = 3 * DAY_S  # longer than any charge
 # How the car's observations scatter
 TOGETHER_S = 10 * MINUTE_S  # closer observations are about the same event
 RESENT_S = 5 * MINUTE_S  # after plugging in, the car may send old values again
-RESENT_PLUG_S = (
-    30 * MINUTE_S
-)  # CONNECTED, sent again within this time, is no new connection
+RESENT_PLUG_S = 30 * MINUTE_S  # a second CONNECTED by then is no new connection
 FLICKER_PERCENT = 3  # a resting car's percentage changes by less
 HOLDS_100_S = 30 * MINUTE_S  # a car that has sent 100 % stops within this time
-MAX_PERCENT_DELAY_S = (
-    1.5 * HOUR_S
-)  # how late the final percentage of a charge may arrive
+MAX_PERCENT_DELAY_S = 1.5 * HOUR_S  # of the final percentage of a charge
 MAX_TOP_UP_S = 45 * MINUTE_S  # warming a full car charges it for less
 NEARLY_FULL = 99.0  # percent
 FASTEST_PERCENT = 2.0  # per minute: 50 kW into the largest battery
 
 
 def merged(journal: list[Observation], report: Report) -> list[Observation]:
-    """Return the journal with a report's observations, sorted by time.
-
-    Date an observation without a time as of the report if its value is new, and drop it
-    otherwise.
-    """
+    """Return the journal with a report's observations, sorted by time."""
     found = list(journal)
-    for new in report.observations:
+    for each in report.observations:
         # BMW reports the latest observation, so the clock was wrong for a later one.
-        latest_s = max(new.at_s, report.taken_s) if new.at_s else report.as_of_s
+        latest_s = max(each.at_s, report.taken_s) if each.at_s else report.as_of_s
         found = [
-            each for each in found if each.topic != new.topic or each.at_s <= latest_s
+            one for one in found if one.topic != each.topic or one.at_s <= latest_s
         ]
-        if not new.at_s:
-            values = [each.value for each in found if each.topic == new.topic]
-            if values and values[-1] == new.value:
-                continue
-            new = dated(new, report.as_of_s, is_first=not values)
-        # Sorting is stable: of two with the same time, the later arrival comes later.
-        found = [each for each in found if each != new] + [new]
-    return sorted(found, key=lambda each: (each.at_s, TOPICS.index(each.topic)))
+        earlier = [one.value for one in found if one.topic == each.topic]
+        new = each if each.at_s else dated(each, earlier, report.as_of_s)
+        if new:
+            # Sorting is stable: of two with the same time, the later arrival comes later.
+            found = [one for one in found if one != new] + [new]
+    return sorted(found, key=lambda one: (one.at_s, TOPICS.index(one.topic)))
 
 
-def dated(new: Observation, as_of_s: float, *, is_first: bool) -> Observation:
-    """Return an observation with the time of its report.
-
-    A car that is plugged in at its first report may have been plugged in for hours.
-    """
-    is_old = is_first and new.value == IN
+def dated(new: Observation, earlier: list[Any], as_of_s: float) -> Observation | None:
+    """Return an observation with the time of its report; None if its value is not new."""
+    if earlier and earlier[-1] == new.value:
+        return None
+    # A car that is plugged in at its first report may have been plugged in for hours.
+    is_old = not earlier and new.value == IN
     return new._replace(at_s=as_of_s - TOGETHER_S if is_old else as_of_s)
 
 
@@ -1951,6 +1939,10 @@ class Stay:
 
     `see` takes the observations in the order of time. Methods that depend on the current
     time take it as a parameter.
+
+    The car's status can lag. So there are three answers to whether the car charges: its
+    `status`, the `open_charge` that the status has begun and not ended, and
+    `is_charging`, which is false if that charge has filled the car.
     """
 
     since_s: float = 0.0
@@ -2070,17 +2062,14 @@ class Stay:
 
     @property
     def open_charge(self) -> Charge | None:
-        """The charge that has not stopped, according to the status of the car.
-
-        The status can lag. See is_charging() for whether the car really charges.
-        """
+        """The charge that has not stopped according to the status; a pause is no stop."""
         last = self.charges[-1] if self.charges else None
         return None if last is None or last.stopped_s else last
 
     def is_charging(self, now_s: float) -> bool:
-        """Return whether the car charges, perhaps with a pause.
+        """Return whether a charge goes on, and has not filled the car.
 
-        The status of a full car can lag. A charge that begins later is a top-up.
+        A charge that begins after the car was full is a top-up.
         """
         if not self.open_charge:
             return False
