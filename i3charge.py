@@ -3418,7 +3418,7 @@ Log the charge of a BMW i3, and say when it rises and when the car is full.
 
 Each reading is a line on stdout. The news (charging has started, paused or
 stopped, 5 % more, full soon, full) shows as a notification on this computer.
-All but pauses and the 5 % goes to your phone. It runs until Ctrl-C ends it."""
+All of it but pauses and 5 % steps also goes to your phone. Ctrl-C ends it."""
 
 MANUAL = """\
 settings, from .env beside this file or the environment (.env wins):
@@ -3428,19 +3428,19 @@ settings, from .env beside this file or the environment (.env wins):
 optional:
   NTFY_URL                       your phone: https://ntfy.sh/ and your topic
   WEBHOOK_URL                    an address that gets the news as JSON
-  NOTIFY_AT                      a charge in percent to hear of, such as 80
+  NOTIFY_AT                      tell me at this charge in percent, such as 80
   LOG_INTERVAL                   milliseconds between readings; else 2400000
-  CARDATA_BASE_URL               CarData's address, if BMW moves it
-  CARDATA_AUTH_BASE_URL          its sign-in's address, if BMW moves that
+  CARDATA_BASE_URL               the address of CarData, if BMW moves it
+  CARDATA_AUTH_BASE_URL          the address of its sign-in, if BMW moves it
 
 for the ConnectedDrive portal, which BMW has closed; used if PASSWORD or
 AUTH_CLIENT_ID is set, and CARDATA_CLIENT_ID is not:
   USERNAME                       the account's e-mail address
   PASSWORD                       its password
-  AUTH_CLIENT_ID                 the id that the portal's page sent at its login
+  AUTH_CLIENT_ID                 the client id that the portal's page sends
   CONNECTED_DRIVE_BASE_URL       the address of your country's portal
   AUTH_BASE_URL                  the address of its login
-  AUTH_REDIRECT_URI              where its login leads back to
+  AUTH_REDIRECT_URI              the redirect URI of its login
 
 files:
   .env             the settings; .env.example is a form for them
@@ -3468,7 +3468,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--once", action="store_true", help="take one reading, then end")
-    add("--json", action="store_true", help="log one JSON object a line")
+    add("--json", action="store_true", help="log one JSON object per line")
     add("--demo", action="store_true", help="log a simulated i3 until it is full")
     add("--env-file", type=Path, metavar="PATH", help="read the settings from PATH")
     add(
