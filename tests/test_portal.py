@@ -11,20 +11,21 @@ from urllib.parse import parse_qs, quote
 
 import hypothesis
 import pytest
-from fake_bmw import PASSWORD, REDIRECT_URI, USERNAME, Answer, Handler, Portal, car, full_car
+from fake_bmw import PASSWORD, REDIRECT_URI, USERNAME, Answer, Handler, Portal, car, full_car, says
 from hypothesis import strategies as st
 
 import i3charge
 from i3charge import CannotGoOn, Memory, Reading, Report, Trouble
 
+Door = i3charge.Portal
 TOKEN = "secret+token/9="
 NOW = datetime(2018, 2, 27, 20, 0, tzinfo=timezone.utc)  # 21:00 in Amsterdam
 NOW_S = NOW.timestamp()
 
 
-def door_to(portal: Portal, **variables: str) -> i3charge.Portal:
+def door_to(portal: Portal, **variables: str) -> Door:
     settings = i3charge.load_settings({**portal.settings(), **variables}, "portal", "")
-    return i3charge.Portal(settings)
+    return Door(settings)
 
 
 def percent_in(report: Report) -> Any:
@@ -32,15 +33,16 @@ def percent_in(report: Report) -> Any:
 
 
 @pytest.fixture
-def door(portal: Portal) -> i3charge.Portal:
+def door(portal: Portal) -> Door:
     return door_to(portal)
 
 
-def redirect(portal: Portal, location: str) -> Answer:
+def redirect(location: str) -> Answer:
     """A login that answers with this `location`; {state} and {token} are filled in."""
 
     def answer(handler: Handler) -> None:
-        portal.tokens.append(TOKEN)
+        assert isinstance(handler.server, Portal)
+        handler.server.tokens.append(TOKEN)
         state = parse_qs(handler.body.decode())["state"][0]
         text = location.replace("{state}", state).replace("{token}", quote(TOKEN, safe=""))
         handler.reply(302, Location=text)
@@ -51,7 +53,7 @@ def redirect(portal: Portal, location: str) -> Answer:
 # --- The login ------------------------------------------------------------------------
 
 
-def test_one_login_serves_until_a_401(portal: Portal, door: i3charge.Portal) -> None:
+def test_one_login_serves_until_a_401(portal: Portal, door: Door) -> None:
     portal.readings = [car("61"), car("62"), portal.expire_token, car("63"), car("64")]
     assert [percent_in(door.poll()) for _ in range(4)] == [61, 62, 63, 64]
     first, second = [login.form["state"] for login in portal.logins_seen()]
@@ -61,35 +63,35 @@ def test_one_login_serves_until_a_401(portal: Portal, door: i3charge.Portal) -> 
 @pytest.mark.parametrize(
     "fields", [f"#access_token={TOKEN}", "?state={state}#access_token={token}"]
 )
-def test_token_is_found_in_the_redirect(portal: Portal, door: i3charge.Portal, fields: str) -> None:
-    portal.logins = [redirect(portal, REDIRECT_URI + fields)]
+def test_token_is_found_in_the_redirect(portal: Portal, door: Door, fields: str) -> None:
+    portal.logins = [redirect(REDIRECT_URI + fields)]
     door.poll()
     assert portal.polls_seen()[0].headers["Authorization"] == f"Bearer {TOKEN}"
 
 
 def test_address_that_the_login_leads_back_to_may_be_another_one(portal: Portal) -> None:
     here = portal.url + "landing"
-    portal.logins = [redirect(portal, here + "#state={state}&access_token={token}")]
+    portal.logins = [redirect(here + "#state={state}&access_token={token}")]
     door_to(portal, AUTH_REDIRECT_URI=here).poll()
     assert portal.logins_seen()[0].form["redirect_uri"] == here
 
 
-USELESS: dict[str, str] = {
-    "wrong-address": "https://evil.example/external-dispatch.html#access_token={token}",
-    "wrong-state": REDIRECT_URI + "#access_token={token}&state=other",
-    "token-with-line-break": REDIRECT_URI + "#access_token=secret%0d%0aX:%20y",
-    "too-many-logins": "",
-}
+NO_TOKEN = "login with a redirect that holds no token"
 
 
-@pytest.mark.parametrize("name", USELESS)
+@pytest.mark.parametrize(
+    ("login", "said"),
+    [
+        (redirect("https://evil.example/external-dispatch.html#access_token={token}"), NO_TOKEN),
+        (redirect(REDIRECT_URI + "#access_token={token}&state=other"), NO_TOKEN),
+        (redirect(REDIRECT_URI + "#access_token=secret%0d%0aX:%20y"), NO_TOKEN),
+        (says(429), "HTTP 429"),
+    ],
+)
 def test_useless_answer_to_a_login_is_no_refusal(
-    portal: Portal, door: i3charge.Portal, name: str
+    portal: Portal, door: Door, login: Answer, said: str
 ) -> None:
-    location = USELESS[name]
-    answer = redirect(portal, location) if location else lambda handler: handler.reply(429)
-    portal.logins = [answer, None]
-    said = "login with a redirect that holds no token" if location else "HTTP 429"
+    portal.logins = [login, None]
     with pytest.raises(Trouble, match=said):
         door.poll()
     assert portal.polls_seen() == []
@@ -97,21 +99,18 @@ def test_useless_answer_to_a_login_is_no_refusal(
 
 
 SECRETS = quote(f"no {PASSWORD} for {USERNAME.upper()}\033[2J")
-REFUSALS: dict[str, str | Answer] = {
-    "access_denied": REDIRECT_URI + "#error=access_denied&state={state}",
-    "no *** for ***?[2J": f"{REDIRECT_URI}?error={SECRETS}",
-    "invalid_grant": lambda handler: handler.reply(400, {"error": "invalid_grant"}),
-    "HTTP 401": lambda handler: handler.reply(401, {"error": {"code": 4}}),
-    "HTTP 403": lambda handler: handler.reply(403, "<html>No</html>"),
+REFUSALS = {
+    "access_denied": redirect(REDIRECT_URI + "#error=access_denied&state={state}"),
+    "no *** for ***?[2J": redirect(f"{REDIRECT_URI}?error={SECRETS}"),
+    "invalid_grant": says(400, {"error": "invalid_grant"}),
+    "HTTP 401": says(401, {"error": {"code": 4}}),
+    "HTTP 403": says(403, "<html>No</html>"),
 }
 
 
 @pytest.mark.parametrize("said", REFUSALS)
-def test_program_ends_if_the_first_login_is_refused(
-    portal: Portal, door: i3charge.Portal, said: str
-) -> None:
-    login = REFUSALS[said]
-    portal.logins = [redirect(portal, login) if isinstance(login, str) else login]
+def test_program_ends_if_a_first_login_is_refused(portal: Portal, door: Door, said: str) -> None:
+    portal.logins = [REFUSALS[said]]
     with pytest.raises(CannotGoOn) as raised:
         door.poll()
     advice = "check USERNAME, PASSWORD, AUTH_CLIENT_ID"
@@ -120,9 +119,9 @@ def test_program_ends_if_the_first_login_is_refused(
     assert portal.polls_seen() == []
 
 
-def test_login_that_has_worked_is_tried_three_times(portal: Portal, door: i3charge.Portal) -> None:
+def test_login_that_has_worked_is_tried_three_times(portal: Portal, door: Door) -> None:
     door.poll()
-    portal.logins = [lambda handler: handler.reply(401)]
+    portal.logins = [says(401)]
     portal.readings = [portal.expire_token]
     for _ in range(2):
         with pytest.raises(Trouble):
@@ -145,15 +144,13 @@ def test_new_token_that_is_also_refused_means_a_long_pause(
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (lambda h: h.reply(403), r"does not show this car \(HTTP 403\); check VEHICLE_ID"),
-        (lambda h: h.reply(404), r"does not show this car \(HTTP 404\); check VEHICLE_ID"),
-        (lambda h: h.reply(200, {"attributesMap": []}), "gave no useful answer"),
-        (lambda h: h.reply(202, car()), "gave no useful answer"),
+        (says(403), r"does not show this car \(HTTP 403\); check VEHICLE_ID"),
+        (says(404), r"does not show this car \(HTTP 404\); check VEHICLE_ID"),
+        (says(200, {"attributesMap": []}), "gave no useful answer"),
+        (says(202, car()), "gave no useful answer"),
     ],
 )
-def test_useless_answer_is_a_trouble(
-    portal: Portal, door: i3charge.Portal, answer: Answer, said: str
-) -> None:
+def test_useless_answer_is_trouble(portal: Portal, door: Door, answer: Answer, said: str) -> None:
     portal.readings = [answer]
     with pytest.raises(Trouble, match=said):
         door.poll()
@@ -176,34 +173,20 @@ class Played:
     def show(self, answer: dict[str, Any], now: datetime) -> Reading:
         report = i3charge.portal_report_in(answer["attributesMap"], now.timestamp())
         _, reading, news = self.watch.observe(report)
-        self.told += [(each.kind, each.message) for each in news]
+        self.told += [(each.kind, each.message) for each in news if each.kind != "step"]
         return reading
 
 
-def reading(**attributes: object) -> Reading:
-    """The reading of a report with these attributes alone, beside a percentage."""
-    return Played().show({"attributesMap": {"chargingLevelHv": "62.0", **attributes}}, NOW)
-
-
-def test_recorded_car_that_charges_at_100_percent() -> None:
-    reported = datetime(2018, 2, 26, 7, 19, 59, tzinfo=timezone.utc)
-    attributes = {
-        "chargingLevelHv": "100.0",
-        "soc_hv_percent": "93.8",
-        "chargingHVStatus": "CHARGING",
-        "charging_status": "CHARGINGACTIVE",
-        "chargingSystemStatus": "CHARGINGACTIVE",
-        "connectorStatus": "CONNECTED",
-        "chargingTimeRemaining": "10.0",
-        "beRemainingRangeElectric": "32.0",
-        "unitOfLength": "km",
-        "updateTime": "26.02.2018 07:19:59 UTC",
-    }
-    found = Played().show({"attributesMap": attributes}, reported + timedelta(minutes=1))
+@pytest.mark.parametrize(("unit", "shown"), [("km", "km"), ("mls", "mi")])
+def test_car_that_still_charges_at_100_percent(unit: str, shown: str) -> None:
+    updated = "27.02.2018 19:35:01 UTC"
+    of_car = {"chargingTimeRemaining": "10.0", "beRemainingRangeElectric": "32.0"}
+    answer = car("100.0", unitOfLength=unit, updateTime=updated, **of_car)
+    found = Played().show(answer, NOW)
     assert (found.percent_text, found.status, found.plugged) == ("100%", "charging", True)
-    assert (found.range, found.range_unit) == (32, "km")
-    assert found.reported_s == reported.timestamp()
-    assert found.full_at_s == reported.timestamp() + 600
+    assert (found.range, found.range_unit) == (32, shown)
+    assert found.reported_s == NOW_S - 24 * 60 - 59
+    assert found.full_at_s == found.reported_s + 600
 
 
 @pytest.mark.parametrize(
@@ -220,41 +203,25 @@ def test_recorded_car_that_charges_at_100_percent() -> None:
     ],
 )
 def test_keywords_of_the_portal(attributes: dict[str, Any], status: str) -> None:
-    assert reading(**{"connectorStatus": "CONNECTED", **attributes}).status == status
-
-
-def test_percentage_is_shown_as_it_is_however_old() -> None:
-    found = reading(
-        charging_status="CHARGINGACTIVE",
-        chargingTimeRemaining="90.0",
-        updateTime="27.02.2018 19:00:00 UTC",
-    )
-    assert (found.percent_text, found.full_at_s) == ("62%", NOW_S + 1800)
-
-
-def test_range_is_in_the_owners_unit() -> None:
-    found = reading(beRemainingRangeElectric="63.0", unitOfLength="mls")
-    assert (found.range, found.range_unit) == (63, "mi")
+    of_car = {"chargingLevelHv": "62.0", "connectorStatus": "CONNECTED", **attributes}
+    assert Played().show({"attributesMap": of_car}, NOW).status == status
 
 
 def test_minutes_count_from_the_time_of_a_report_that_is_25_minutes_old() -> None:
     played = Played()
-    rest = {"charging_status": "NOCHARGING", "chargingTimeRemaining": None}
     for minute in range(120):  # it begins in the 10th, and is full in the 100th
         at = NOW + timedelta(minutes=minute)
         answer = car(f"{10 + minute * 0.9:.1f}", chargingTimeRemaining=f"{100 - minute}")
         if minute < 10:
-            answer = car("19.0", **rest)
+            answer = car("19.0", charging_status="NOCHARGING", chargingTimeRemaining=None)
         if minute >= 100:
             answer = full_car()
         answer["attributesMap"]["updateTime"] = stamp(at)
         found = played.show(answer, at + timedelta(minutes=25))
         assert i3charge.text_line(found, "%H:%M").endswith("  car: 25 min ago")
-        assert (found.predicted, found.full_at_s) == (
-            False,
-            NOW_S + 100 * 60 if 10 <= minute < 100 else 0,
-        )
-    assert [each for each in played.told if each[0] != "step"] == [
+        assert not found.predicted
+        assert found.full_at_s == (NOW_S + 100 * 60 if 10 <= minute < 100 else 0)
+    assert played.told == [
         ("started", "Charging from 19%, full about 22:40"),
         ("soon", "Full in about 10 min, at 22:40"),
         ("full", "Fully charged: 19 → 100% in 1 h 30 min."),

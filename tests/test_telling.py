@@ -13,12 +13,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from conftest import Clock, Notifier, Start
@@ -27,20 +26,9 @@ from fake_cardata import saved
 from simulation import Owner
 
 import i3charge
-from i3charge import (
-    DELIVERIES,
-    Desktop,
-    Memory,
-    MemoryFile,
-    Message,
-    News,
-    Observation,
-    Outbox,
-    Reading,
-    Report,
-    Settings,
-)
+from i3charge import DELIVERIES, Memory, Message, News, Observation, Outbox, Reading, Report
 
+Log = pytest.LogCaptureFixture
 FULL = News("full", "Fully charged.", while_plugged="The charging station can be freed.")
 NEXT = News("error", "the next")
 DAY_S = 24 * 3600
@@ -54,33 +42,31 @@ def at(clock_face: str) -> float:
 
 
 class Sender:
-    """An outbox in this process."""
+    """An outbox in this process, which sends to `ntfy` at 18:00."""
 
-    def __init__(self, memory: Memory, **urls: Any) -> None:
-        self.memory = memory
-        self.outbox = Outbox(Settings(**urls), memory, saved, "BMW i3")
+    def __init__(self, clock: Clock, ntfy: Recorder) -> None:
+        self.clock, self.ntfy, self.memory = clock, ntfy, Memory()
+        clock.now_s = at("18:00")
+        self.send_to(ntfy_url=ntfy.url + "secret-topic")
+
+    def send_to(self, **urls: Any) -> None:
+        self.outbox = Outbox(i3charge.Settings(**urls), self.memory, saved, "BMW i3")
 
     def tell(self, *news: News, reading: Reading | None = None) -> None:
         for one in news:
             self.outbox.add(one, reading)
         self.outbox.deliver()
 
-    def wait(self, clock: Clock, minutes: int) -> None:
+    def wait(self, minutes: int) -> None:
         """As the loop does: it looks once a minute."""
         for _ in range(minutes):
-            clock.sleep(60)
+            self.clock.sleep(60)
             self.outbox.deliver()
 
 
 @pytest.fixture
-def clock(clock: Clock) -> Clock:
-    clock.now_s = at("18:00")
-    return clock
-
-
-@pytest.fixture
-def sender(ntfy: Recorder) -> Sender:
-    return Sender(Memory(), ntfy_url=ntfy.url + "secret-topic")
+def sender(clock: Clock, ntfy: Recorder) -> Sender:
+    return Sender(clock, ntfy)
 
 
 # --- What each kind of news does ------------------------------------------------------
@@ -100,41 +86,34 @@ WAYS: dict[i3charge.Kind, tuple[bool, str, str]] = {  # sound, ntfy's priority, 
 }
 
 
-def test_each_kind_of_news_has_its_ways(sender: Sender, ntfy: Recorder) -> None:
+def test_each_kind_of_news_has_its_ways(sender: Sender) -> None:
     sender.tell(*[News(kind, "hello") for kind in WAYS])
-    told = [(r.headers["Priority"], r.headers["Tags"]) for r in ntfy.accepted]
+    told = [(r.headers["Priority"], r.headers["Tags"]) for r in sender.ntfy.accepted]
     assert told == [(priority, tag) for _, priority, tag in WAYS.values() if priority]
-    assert {kind: way.is_loud for kind, way in DELIVERIES.items()} == {
-        kind: is_loud for kind, (is_loud, _, _) in WAYS.items()
-    }
+    loud = {kind for kind, (is_loud, _, _) in WAYS.items() if is_loud}
+    assert {kind for kind, way in DELIVERIES.items() if way.is_loud} == loud
 
 
-def test_ntfy_gets_the_message_and_an_address_to_open(sender: Sender, ntfy: Recorder) -> None:
+def test_ntfy_gets_the_message_and_an_address_to_open(sender: Sender) -> None:
     sender.tell(News("sign-in", "Sign in: 5 min, überall", click="https://bmw.example/link"))
-    (request,) = ntfy.accepted
-    assert request.path == "/secret-topic"
-    assert request.body.decode() == "Sign in: 5 min, überall"
+    (request,) = sender.ntfy.accepted
+    assert (request.path, request.body.decode()) == ("/secret-topic", "Sign in: 5 min, überall")
     assert request.headers["Title"] == "BMW i3"
     assert request.headers["Click"] == "https://bmw.example/link"
 
 
-def test_webhook_gets_what_was_so_when_the_message_was_made(
-    webhook: Recorder, clock: Clock
-) -> None:
-    sender = Sender(Memory(), webhook_url=webhook.url)
+def test_webhook_gets_what_was_so_when_the_news_came(sender: Sender, webhook: Recorder) -> None:
+    sender.send_to(webhook_url=webhook.url)
     webhook.answers = [says(503)]
     sender.tell(FULL, reading=Reading(99.5, status="full", predicted=True))
-    sender.wait(clock, 1)
+    sender.wait(1)
     sender.tell(FULL)
     first, second = [json.loads(request.body) for request in webhook.accepted]
-    text = f"BMW i3: {FULL.text}"
     assert first == {
         "event": "full",
         "title": "BMW i3",
-        "message": FULL.text,
-        "body": FULL.text,
-        "text": text,
-        "content": text,
+        **dict.fromkeys(["message", "body"], FULL.text),
+        **dict.fromkeys(["text", "content"], f"BMW i3: {FULL.text}"),
         "charge": 99.5,
         "predicted": True,
         "status": "full",
@@ -153,15 +132,16 @@ CREDENTIALS = {
 
 
 @pytest.mark.parametrize("userinfo", CREDENTIALS)
-def test_password_in_an_address_is_sent_as_utf_8(ntfy: Recorder, userinfo: str) -> None:
-    url = ntfy.url.replace("//", f"//{userinfo}@") + "secret-topic"
+def test_password_in_an_address_is_sent_as_utf_8(sender: Sender, userinfo: str) -> None:
+    url = sender.ntfy.url.replace("//", f"//{userinfo}@") + "secret-topic"
     settings = i3charge.load_settings({"NTFY_URL": url}, "demo", "")
-    Sender(Memory(), ntfy_url=settings.ntfy_url).tell(FULL)
-    (request,) = ntfy.accepted
+    sender.send_to(ntfy_url=settings.ntfy_url)
+    sender.tell(FULL)
+    (request,) = sender.ntfy.accepted
     scheme, encoded = request.headers["Authorization"].split(" ")
     assert (scheme, base64.b64decode(encoded).decode()) == ("Basic", CREDENTIALS[userinfo])
     assert request.path == "/secret-topic"
-    assert request.headers["Host"] == f"127.0.0.1:{ntfy.server_port}"
+    assert request.headers["Host"] == f"127.0.0.1:{sender.ntfy.server_port}"
 
 
 # --- What an address does with a message ----------------------------------------------
@@ -194,8 +174,10 @@ REFUSED: Tries = (LATER[0], [0])
 PAGE = "<html>Sign in</html>"
 HTML = says(200, "Sign in", Content_Type="text/html; charset=utf-8")
 GOOGLE = "https://script.googleusercontent.com/macros/echo?user_content_key=secret"
+LOOK_ALIKE = "https://evil-googleusercontent.com/?secret"
 NO_NTFY = "the answer is not from ntfy; is there a login page?"
 TO_GOOGLE = "redirects to script.googleusercontent.com; is there a login page?"
+TO_LOOK_ALIKE = "redirects to evil-googleusercontent.com; is there a login page?"
 TO_A_PAGE = "the address redirects to another page; is there a login page?"
 NO_ANSWER = "no answer from 127.0.0.1"
 
@@ -216,11 +198,7 @@ ANSWERS: dict[str, tuple[Answer, Tries, str]] = {
     "webhook: to Google": (leads_to(GOOGLE), TAKEN, ""),
     "webhook: to Google's domain": (leads_to("https://googleusercontent.com/", 303), TAKEN, ""),
     "webhook: again to Google": (leads_to(GOOGLE, 307), LATER, TO_GOOGLE),
-    "webhook: to a look-alike": (
-        leads_to("https://evil-googleusercontent.com/?secret"),
-        LATER,
-        "redirects to evil-googleusercontent.com; is there a login page?",
-    ),
+    "webhook: to a look-alike": (leads_to(LOOK_ALIKE), LATER, TO_LOOK_ALIKE),
     "webhook: to no host": (leads_to("https://secret_.example/"), LATER, TO_A_PAGE),
     "webhook: to a path": (leads_to("/login?secret", 303), LATER, TO_A_PAGE),
     "webhook: to no address": (leads_to("https://[secret/"), MAY_BE_TAKEN, NO_ANSWER),
@@ -233,27 +211,22 @@ ANSWERS: dict[str, tuple[Answer, Tries, str]] = {
 
 @pytest.mark.parametrize("case", ANSWERS)
 def test_answer_decides_how_often_a_message_is_tried_and_whether_it_holds_up_others(
-    ntfy: Recorder,
-    clock: Clock,
-    log: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    case: str,
+    sender: Sender, log: Log, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     answer, expected, words = ANSWERS[case]
-    address = case.partition(":")[0]
-    sender = Sender(Memory(), **{f"{address}_url": ntfy.url + "secret-topic"})
+    sender.send_to(**{f"{case.partition(':')[0]}_url": sender.ntfy.url + "secret-topic"})
     if answer is keep_silent:
         monkeypatch.setattr(i3charge, "TELLING_LIMIT_S", 0.1)
     tries: Tries = ([], [])
 
     def recorded(handler: Handler) -> None:
         is_next = NEXT.text in handler.body.decode()
-        tries[is_next].append(round((clock.now_s - at("18:00")) / 60))
+        tries[is_next].append(round((sender.clock.now_s - at("18:00")) / 60))
         (says(200, {"id": "q9bBu"}) if is_next else answer)(handler)
 
-    ntfy.answers = [recorded] * 100
+    sender.ntfy.answers = [recorded] * 100
     sender.tell(FULL, NEXT)
-    sender.wait(clock, 120)
+    sender.wait(120)
     assert tries == expected
     assert bool(sender.memory.outbox) == (expected in (LATER, REFUSED))
     assert words in log.messages[0]
@@ -262,18 +235,16 @@ def test_answer_decides_how_often_a_message_is_tried_and_whether_it_holds_up_oth
     assert "secret" not in log.text and log.messages[0].isprintable()
 
 
-def test_message_is_given_up_after_a_day_and_the_log_says_what_is_wrong(
-    sender: Sender, ntfy: Recorder, clock: Clock, log: pytest.LogCaptureFixture
-) -> None:
+def test_message_is_given_up_after_a_day_and_each_problem_is_said(sender: Sender, log: Log) -> None:
     tries_s: list[float] = []
 
     def refuse(handler: Handler) -> None:
-        tries_s.append(clock.now_s - at("18:00"))
+        tries_s.append(sender.clock.now_s - at("18:00"))
         handler.reply(503 if len(tries_s) < 5 else 429)
 
-    ntfy.answers = [refuse] * 100
+    sender.ntfy.answers = [refuse] * 100
     sender.tell(FULL)
-    sender.wait(clock, 30 * 60)
+    sender.wait(30 * 60)
     pauses_s = [later - earlier for earlier, later in zip(tries_s, tries_s[1:])]
     assert set(pauses_s[7:]) == {3600.0}
     assert DAY_S - 3600 <= tries_s[-1] <= DAY_S
@@ -293,118 +264,84 @@ def test_message_is_given_up_after_a_day_and_the_log_says_what_is_wrong(
         ({"error": "\033[2J\007no"}, ": ?[2J?no"),
         ({"error": "many words " * 1000}, ": " + ("many words " * 6)[:60]),
         ({"error": ["no text"]}, ""),
+        ({"error": "/secret-wörter (secret-w%C3%B6rter) owner:пароль"}, ": /*** (***) ***:***"),
     ],
 )
 def test_reason_of_a_refusal_is_said_in_harmless_words(
-    sender: Sender, ntfy: Recorder, body: Any, reason: str, log: pytest.LogCaptureFixture
+    sender: Sender, log: Log, body: Any, reason: str
 ) -> None:
-    ntfy.answers = [says(400, body)]
+    sender.ntfy.answers = [says(400, body)]
+    url = sender.ntfy.url.replace("//", "//owner:%D0%BF%D0%B0%D1%80%D0%BE%D0%BB%D1%8C@")
+    sender.send_to(ntfy_url=url + "secret-wörter")
     sender.tell(FULL)
     start = "127.0.0.1 did not accept a notification (HTTP 400)"
     assert log.messages == [f"{start}{reason}; it will be tried again"]
 
 
-def test_address_is_not_shown_if_a_refusal_repeats_it_in_whatever_letters(
-    ntfy: Recorder, log: pytest.LogCaptureFixture
-) -> None:
-    error = "no /secret-wörter (secret-w%C3%B6rter) of owner:пароль"
-    ntfy.answers = [says(404, {"error": error})]
-    url = ntfy.url.replace("//", "//owner:%D0%BF%D0%B0%D1%80%D0%BE%D0%BB%D1%8C@")
-    Sender(Memory(), ntfy_url=url + "secret-wörter").tell(FULL)
-    assert "(HTTP 404): no /*** (***) of ***:***; it will" in log.messages[0]
-
-
 # --- The order of messages ------------------------------------------------------------
 
 
-def test_address_that_is_not_reached_is_told_all_in_order(
-    sender: Sender, ntfy: Recorder, clock: Clock, log: pytest.LogCaptureFixture
-) -> None:
-    ntfy.stop_listening()
+def test_each_address_is_told_by_itself(sender: Sender, webhook: Recorder, log: Log) -> None:
+    sender.send_to(ntfy_url=sender.ntfy.url + "secret", webhook_url=webhook.url)
+    sender.ntfy.answers = [says(503)]
     sender.tell(FULL, NEXT)
-    sender.wait(clock, 15)
-    ntfy.listen_again()
-    sender.wait(clock, 15)
-    assert ntfy.messages() == [FULL.text, NEXT.text]
-    assert log.messages[1:] == [  # the first is that it is not reached
-        "sent to 127.0.0.1: Fully charged. The charging station can…",
-        "sent to 127.0.0.1: the next",
-    ]
-
-
-def test_each_address_is_told_by_itself(ntfy: Recorder, webhook: Recorder) -> None:
-    sender = Sender(Memory(), ntfy_url=ntfy.url + "secret", webhook_url=webhook.url)
-    ntfy.answers = [says(503)]
-    sender.tell(FULL, NEXT)
-    assert (ntfy.messages(), webhook.messages()) == ([], [FULL.text, NEXT.text])
+    assert (sender.ntfy.messages(), webhook.messages()) == ([], [FULL.text, NEXT.text])
     assert [message.address for message in sender.memory.outbox] == ["NTFY_URL"] * 2
+    assert log.messages[1] == "sent to 127.0.0.1: Fully charged. The charging station can…"
 
 
-def test_new_news_lets_a_held_message_be_tried_at_once(
-    sender: Sender, ntfy: Recorder, clock: Clock
-) -> None:
-    ntfy.answers = [says(503)] * 9  # until the pause is an hour
+def test_new_news_lets_a_held_message_be_tried_at_once(sender: Sender) -> None:
+    sender.ntfy.answers = [says(503)] * 9  # until the pause is an hour
     sender.tell(FULL)
-    sender.wait(clock, 130)
-    assert not ntfy.answers and not ntfy.messages()
+    sender.wait(130)
+    assert not sender.ntfy.answers and not sender.ntfy.messages()
     sender.tell(NEXT)
-    assert ntfy.messages() == [FULL.text, NEXT.text]
+    assert sender.ntfy.messages() == [FULL.text, NEXT.text]
 
 
-def test_new_news_does_not_hasten_a_message_that_may_have_been_delivered(
-    sender: Sender, ntfy: Recorder, clock: Clock
-) -> None:
-    ntfy.answers = [hang_up]
+def test_new_news_does_not_hasten_a_message_that_may_have_been_delivered(sender: Sender) -> None:
+    sender.ntfy.answers = [hang_up]
     sender.tell(FULL)
-    sender.wait(clock, 2)
+    sender.wait(2)
     sender.tell(NEXT)
-    sender.wait(clock, 2)
-    assert len(ntfy.requests) == 1
-    sender.wait(clock, 1)
-    assert ntfy.messages() == [FULL.text, NEXT.text]
+    sender.wait(2)
+    assert len(sender.ntfy.requests) == 1
+    sender.wait(1)
+    assert sender.ntfy.messages() == [FULL.text, NEXT.text]
 
 
-def test_message_for_an_address_that_is_not_set_waits(sender: Sender, ntfy: Recorder) -> None:
-    waiting = Message("WEBHOOK_URL", FULL, made_s=time.time())
+def test_message_for_an_address_that_is_not_set_waits(sender: Sender) -> None:
+    waiting = Message("WEBHOOK_URL", FULL, made_s=at("18:00"))
     sender.memory.outbox = [waiting]
     sender.tell(NEXT)
-    assert ntfy.messages() == [NEXT.text]
+    assert sender.ntfy.messages() == [NEXT.text]
     assert sender.memory.outbox == [waiting]
 
 
-def test_clock_that_is_set_back_does_not_hold_up_a_message(
-    sender: Sender, ntfy: Recorder, clock: Clock
-) -> None:
-    ntfy.answers = [says(503)]
+def test_clock_that_is_set_back_does_not_hold_up_a_message(sender: Sender) -> None:
+    sender.ntfy.answers = [says(503)]
     sender.tell(FULL)
-    clock.now_s -= 5 * 3600
-    sender.wait(clock, 1)
-    assert ntfy.messages() == [FULL.text]
+    sender.clock.now_s -= 5 * 3600
+    sender.wait(1)
+    assert sender.ntfy.messages() == [FULL.text]
 
 
 # --- What is told late is still true --------------------------------------------------
 
-ARRIVED = [
-    Observation(at("16:00"), "plug", "DISCONNECTED"),
-    Observation(at("16:00"), "percent", 41.0),
-    Observation(at("16:00"), "status", "NOCHARGING"),
-]
-BEGUN = [
-    Observation(at("17:20"), "plug", "CONNECTED"),
-    Observation(at("17:30"), "percent", 41.0),
-    Observation(at("17:30"), "status", "CHARGINGACTIVE"),
-    Observation(at("17:30"), "full_at", at("21:30")),
-]
-FILLED = [
-    Observation(at("21:30"), "percent", 100.0),
-    Observation(at("21:30"), "status", "CHARGINGENDED"),
-    Observation(at("21:30"), "reason", "CHARGING_GOAL_REACHED"),
-]
-GONE = [
-    *FILLED,
-    Observation(at("23:00"), "plug", "DISCONNECTED"),
-    Observation(at("23:00"), "status", "NOCHARGING"),
-]
+
+def said(clock_face: str, **values: Any) -> list[Observation]:
+    return [Observation(at(clock_face), cast(Any, topic), value) for topic, value in values.items()]
+
+
+ARRIVED = said("16:00", plug="DISCONNECTED", percent=41.0, status="NOCHARGING")
+BEGUN = said("17:20", plug="CONNECTED")
+BEGUN += said("17:30", percent=41.0, status="CHARGINGACTIVE", full_at=at("21:30"))
+FILLED = said("21:30", percent=100.0, status="CHARGINGENDED", reason="CHARGING_GOAL_REACHED")
+GONE = FILLED + said("23:00", plug="DISCONNECTED", status="NOCHARGING")
+# After a drive, and nobody has seen it without a plug.
+AT_ANOTHER_PLUG = GONE + said("23:29", percent=85.0) + said("23:30", plug="CONNECTED")
+CHARGING_AGAIN = AT_ANOTHER_PLUG + said("23:31", status="CHARGINGACTIVE")
+PAUSED = said("19:00", status="CHARGINGPAUSED")
 
 
 def report_at(now_s: float, observations: list[Observation]) -> Report:
@@ -413,81 +350,38 @@ def report_at(now_s: float, observations: list[Observation]) -> Report:
     return Report(now_s, now_s, list(latest.values()))
 
 
-@pytest.fixture
-def verbose_log(log: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    with log.at_level(logging.DEBUG, logger="i3charge"):
-        yield log
-
-
-def dropped_in(log: pytest.LogCaptureFixture) -> list[str]:
-    """The news that was over, as --verbose says it."""
-    said = [record.getMessage() for record in log.records if record.levelname == "DEBUG"]
-    parts = [text.partition("outdated, so not sent: ") for text in said]
-    return [news for _, _, news in parts if news]
-
-
 def test_phone_that_was_out_of_reach_for_an_evening_hears_what_is_still_true_in_order(
-    ntfy: Recorder, clock: Clock, tmp_path: Path, verbose_log: pytest.LogCaptureFixture
+    sender: Sender, clock: Clock
 ) -> None:
-    file = MemoryFile(tmp_path / "memory.json")
     owner: Any = Owner(clock)
-    door: Any = SimpleNamespace(
-        name="BMW", poll=lambda: report_at(clock.now_s, ARRIVED + BEGUN + GONE)
-    )
+    story = ARRIVED + BEGUN + GONE
+    door: Any = SimpleNamespace(name="BMW", poll=lambda: report_at(clock.now_s, story))
+    watch = i3charge.ChargeWatch(sender.memory, 80.0, 2400.0)
+    notifier = i3charge.Notifier(sender.memory, saved, owner, sender.outbox)
+    loop = i3charge.Loop(door, 2400.0, sender.memory, saved, watch, owner, notifier)
 
-    def go_on_until(*ends: str) -> None:
-        """Start for each part of the evening with what was kept on disk."""
-        for end in ends:
-            memory = file.load("", "")
-
-            def save(memory: Memory = memory) -> bool:
-                return file.save(memory)
-
-            clock.ends_s = at(end)
-            with suppress(Clock.Over):
-                i3charge.Loop(
-                    door=door,
-                    interval_s=2400.0,
-                    memory=memory,
-                    save=save,
-                    watch=i3charge.ChargeWatch(memory, 80.0, 2400.0),
-                    log=owner,
-                    notifier=i3charge.Notifier(
-                        memory,
-                        save,
-                        owner,
-                        Outbox(Settings(ntfy_url=ntfy.url), memory, save, "BMW i3"),
-                    ),
-                ).run()
+    def go_on_until(end: str) -> None:
+        clock.ends_s = at(end)
+        with suppress(Clock.Over):
+            loop.run()
 
     clock.now_s = at("17:00")
     go_on_until("18:00")
-    ntfy.stop_listening()
-    go_on_until("20:30", "21:25", "22:00", "22:55", "24:10")
+    sender.ntfy.stop_listening()
+    go_on_until("24:10")
     kinds = [told.kind for told in owner.told if told.kind != "step"]
     assert kinds == ["started", "reached", "soon", "full", "still"]
 
-    ntfy.listen_again()
+    kept = json.loads(json.dumps(dataclasses.asdict(sender.memory)))  # as over a restart
+    sender.memory.outbox = list(i3charge.messages_in(kept["outbox"]))
+    sender.ntfy.listen_again()
     go_on_until("25:10")
-    started, reached, full = ntfy.messages()
+    started, reached, full = sender.ntfy.messages()
     assert started == "Charging from 41%, full about 21:30"
     assert re.fullmatch("Fri 20:[01][0-9]: 80% reached", reached)
     assert full == "Fri 21:30: Fully charged: 41 → 100% in 4 h."
-    assert dropped_in(verbose_log) == [
-        "Full in about 10 min, at 21:30",
-        "Full since 21:30, and still plugged in",
-    ]
-    assert file._lock
-    file._lock.close()
 
 
-AT_ANOTHER_PLUG = [  # after a drive, and nobody has seen it without a plug
-    *GONE,
-    Observation(at("23:29"), "percent", 85.0),
-    Observation(at("23:30"), "plug", "CONNECTED"),
-]
-CHARGING_AGAIN = [*AT_ANOTHER_PLUG, Observation(at("23:31"), "status", "CHARGINGACTIVE")]
-PAUSED = [Observation(at("19:00"), "status", "CHARGINGPAUSED")]
 FAULT = "a fault in i3charge itself: it"
 
 # By the news: when it was made, what the car says after that, and what is told at 23:45.
@@ -510,56 +404,49 @@ LATE: dict[str, tuple[News, str, list[Observation], str]] = {
 
 
 @pytest.mark.parametrize("case", LATE)
-def test_news_is_told_only_while_it_is_true(
-    sender: Sender, ntfy: Recorder, clock: Clock, verbose_log: pytest.LogCaptureFixture, case: str
-) -> None:
+def test_news_is_told_only_while_it_is_true(sender: Sender, log: Log, case: str) -> None:
     news, made, later, told = LATE[case]
+    log.set_level(logging.DEBUG, logger="i3charge")
     watch = i3charge.ChargeWatch(sender.memory, 0.0, 2400.0)
-    clock.now_s = at(made)
-    begun = ARRIVED + BEGUN + [each for each in later if each.at_s <= clock.now_s]
-    watch.observe(report_at(clock.now_s, begun))
+    now_s = sender.clock.now_s = at(made)
+    begun = ARRIVED + BEGUN + [each for each in later if each.at_s <= now_s]
+    watch.observe(report_at(now_s, begun))
     sender.outbox.add(news, None)
 
-    clock.now_s = at("23:45")
-    stay, _, _ = watch.observe(report_at(clock.now_s, begun + later))
-    sender.outbox.drop_outdated(stay, clock.now_s)
-    assert dropped_in(verbose_log) == ([] if told else [news.text])
+    now_s = sender.clock.now_s = at("23:45")
+    stay, _, _ = watch.observe(report_at(now_s, begun + later))
+    sender.outbox.drop_outdated(stay, now_s)
     sender.outbox.deliver()
-    assert ntfy.messages() == ([told] if told else [])
+    assert sender.ntfy.messages() == ([told] if told else [])
     assert sender.memory.outbox == []
+    assert (f"outdated, so not sent: {news.text}" in log.messages) == (not told)
 
 
-def test_code_that_has_expired_is_not_told(
-    sender: Sender, ntfy: Recorder, clock: Clock, verbose_log: pytest.LogCaptureFixture
-) -> None:
-    ntfy.answers = [says(503)] * 4  # in the first five minutes
-    sender.tell(News("sign-in", "Sign in:\nopen", good_until_s=clock.now_s + 300), FULL)
-    sender.wait(clock, 8)
-    assert ntfy.answers == []
-    assert ntfy.messages() == [FULL.text]
-    assert dropped_in(verbose_log) == ["Sign in: open"]
+def test_code_that_has_expired_is_not_told(sender: Sender, log: Log) -> None:
+    sender.ntfy.answers = [says(503)] * 4  # in the first five minutes
+    sender.tell(News("sign-in", "Sign in:\nopen", good_until_s=sender.clock.now_s + 300), FULL)
+    sender.wait(8)
+    assert sender.ntfy.answers == []
+    assert sender.ntfy.messages() == [FULL.text]
+    assert "no more tries" not in log.text and "\n" not in log.messages[0]
 
 
 @pytest.mark.parametrize(
     ("tells_of_s", "minutes", "start"),
-    [
-        (at("17:50"), 10, ""),
-        (at("17:50"), 11, "17:50: "),
-        (0.0, 11, ""),  # of version 3.1.0
-    ],
+    [(at("17:50"), 10, ""), (at("17:50"), 11, "17:50: "), (0.0, 11, "")],  # 0 is of version 3.1.0
 )
 def test_late_message_begins_with_the_time_that_it_tells_of(
-    ntfy: Recorder, webhook: Recorder, clock: Clock, tells_of_s: float, minutes: int, start: str
+    sender: Sender, webhook: Recorder, tells_of_s: float, minutes: int, start: str
 ) -> None:
-    sender = Sender(Memory(), ntfy_url=ntfy.url, webhook_url=webhook.url)
+    sender.send_to(ntfy_url=sender.ntfy.url, webhook_url=webhook.url)
     sender.outbox.add(dataclasses.replace(FULL, at_s=tells_of_s), None)
-    clock.now_s += 60 * minutes
+    sender.clock.now_s += 60 * minutes
     sender.outbox.deliver()
     text = start + FULL.text
-    assert ntfy.messages() == [text]
-    (body,) = [json.loads(request.body) for request in webhook.accepted]
-    assert (body["message"], body["body"]) == (text, text)
-    assert (body["text"], body["content"]) == (f"BMW i3: {text}", f"BMW i3: {text}")
+    assert sender.ntfy.messages() == [text]
+    body = json.loads(webhook.accepted[0].body)
+    assert [body[name] for name in ("message", "body")] == [text] * 2
+    assert [body[name] for name in ("text", "content")] == [f"BMW i3: {text}"] * 2
 
 
 def test_full_car_is_told_on_the_desktop_and_what_is_left_at_the_end(
@@ -582,11 +469,7 @@ def test_program_that_is_killed_between_two_addresses_tells_the_second_at_its_ne
     portal.readings = [car(), full_car()]
     urls = {"NTFY_URL": ntfy.url + "secret-topic", "WEBHOOK_URL": webhook.url}
     script = start(settings={**portal.settings(), **urls})
-
-    def kill(_: Handler) -> None:
-        script.process.send_signal(signal.SIGKILL)
-
-    webhook.answers = [kill]
+    webhook.answers = [lambda _: script.process.kill()]
     assert script.end() == -signal.SIGKILL
     assert start("--once", settings={**portal.settings(), **urls}).end() == 0
     (told,) = ntfy.messages()
@@ -604,40 +487,40 @@ class Computer:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
-        self.monkeypatch = monkeypatch
+        self.patch = monkeypatch
         self.env = {"PATH": str(folder)}
-        self.monkeypatch.setenv("PATH", str(folder))
-        self.desktop = Desktop("BMW i3")
+        self.patch.setenv("PATH", str(folder))
+        for name in ("pync", "pync.TerminalNotifier"):  # it looks for a program at its import
+            self.patch.delitem(sys.modules, name, raising=False)
+        self.desktop = i3charge.Desktop("BMW i3")
+
+    def shows(self, *news: News) -> None:
+        for one in news:
+            self.desktop.show(one)
 
     def install(self, name: str) -> Notifier:
         program = Notifier(self.folder, name, self.env)
-        self.monkeypatch.setenv("PATH", self.env["PATH"])
+        self.patch.setenv("PATH", self.env["PATH"])
         return program
 
     def is_mac(self, version: str = "14.5") -> None:
         """So it seems to pync, which looks for a program with `which`."""
-        self.monkeypatch.setattr(platform, "system", lambda: "Darwin")
-        self.monkeypatch.setattr(platform, "mac_ver", lambda: (version, ("", "", ""), "arm64"))
-        self.monkeypatch.setenv("PATH", f"{self.env['PATH']}:/usr/bin:/bin")
+        self.patch.setattr(platform, "system", lambda: "Darwin")
+        self.patch.setattr(platform, "mac_ver", lambda: (version, ("", "", ""), "arm64"))
+        self.patch.setenv("PATH", f"{self.env['PATH']}:/usr/bin:/bin")
 
 
 @pytest.fixture
 def computer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Computer:
-    for name in ("pync", "pync.TerminalNotifier"):  # it looks for a program at its import
-        monkeypatch.delitem(sys.modules, name, raising=False)
     return Computer(tmp_path, monkeypatch)
 
 
-def test_terminal_notifier_on_the_path_shows_each_kind_in_a_group_of_its_own(
-    computer: Computer,
-) -> None:
+def test_terminal_notifier_on_the_path_groups_news_by_their_kind(computer: Computer) -> None:
     terminal_notifier = computer.install("terminal-notifier")
     computer.is_mac("26.1")
-    for news in (STARTED, FULL, SIGN_IN):
-        computer.desktop.show(news)
-    started, full, sign_in = [
-        dict(zip(call[::2], call[1::2])) for call in terminal_notifier.calls()
-    ]
+    computer.shows(STARTED, FULL, SIGN_IN)
+    calls = [dict(zip(call[::2], call[1::2])) for call in terminal_notifier.calls()]
+    started, full, sign_in = calls
     assert started == {"-message": STARTED.text, "-title": "BMW i3", "-group": "i3charge-started"}
     assert (full["-group"], full["-sound"]) == ("i3charge-full", "Glass")
     assert (sign_in["-group"], sign_in["-open"]) == ("i3charge-sign-in", SIGN_IN.click)
@@ -645,7 +528,7 @@ def test_terminal_notifier_on_the_path_shows_each_kind_in_a_group_of_its_own(
 
 @pytest.mark.parametrize(("macos", "is_used"), [("15.6", True), ("16.0", False)])
 def test_terminal_notifier_of_pync_is_not_used_where_it_shows_nothing(
-    computer: Computer, monkeypatch: pytest.MonkeyPatch, macos: str, is_used: bool
+    computer: Computer, macos: str, is_used: bool
 ) -> None:
     used: list[str] = []
 
@@ -654,17 +537,16 @@ def test_terminal_notifier_of_pync_is_not_used_where_it_shows_nothing(
         return subprocess.Popen(["/usr/bin/true"])
 
     own = SimpleNamespace(app_path="vendor/terminal-notifier.app", notify=notify)
-    monkeypatch.setitem(sys.modules, "pync", SimpleNamespace(Notifier=own))
+    computer.patch.setitem(sys.modules, "pync", SimpleNamespace(Notifier=own))
     osascript = computer.install("osascript")
     computer.is_mac(macos)
-    computer.desktop.show(STARTED)
+    computer.shows(STARTED)
     assert (len(used), len(osascript.calls())) == ((1, 0) if is_used else (0, 1))
 
 
 def test_osascript_gets_the_texts_as_arguments_only(computer: Computer) -> None:
     osascript = computer.install("osascript")
-    computer.desktop.show(STARTED)
-    computer.desktop.show(FULL)
+    computer.shows(STARTED, FULL)
     show = "display notification (item 1 of argv) with title (item 2 of argv)"
     assert osascript.calls() == [
         ["-e", "on run argv", "-e", line, "-e", "end run", text, "BMW i3"]
@@ -674,28 +556,22 @@ def test_osascript_gets_the_texts_as_arguments_only(computer: Computer) -> None:
 
 def test_notify_send_stands_in_for_osascript(computer: Computer) -> None:
     notify_send = computer.install("notify-send")
-    computer.desktop.show(STARTED)
+    computer.shows(STARTED)
     assert notify_send.calls() == [["BMW i3", STARTED.text]]
 
 
-def test_machine_that_shows_nothing_is_said_once(
-    computer: Computer, log: pytest.LogCaptureFixture
-) -> None:
-    computer.desktop.show(STARTED)
-    computer.desktop.show(FULL)
+def test_machine_that_shows_nothing_is_said_once(computer: Computer, log: Log) -> None:
+    computer.shows(STARTED, FULL)
     assert log.messages == ["no notifications on this computer; README.md has advice"]
 
 
-def test_program_that_hangs_is_ended_and_tried_again_at_the_next_news(
-    computer: Computer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(i3charge, "TELLING_LIMIT_S", 1.0)
+def test_program_that_hangs_is_ended_and_tried_again_at_the_next_news(computer: Computer) -> None:
+    computer.patch.setattr(i3charge, "TELLING_LIMIT_S", 1.0)
     terminal_notifier = computer.install("terminal-notifier")
     terminal_notifier.does("time.sleep(60)")
     osascript = computer.install("osascript")
     computer.is_mac()
     began_s = time.monotonic()
-    computer.desktop.show(STARTED)
-    computer.desktop.show(FULL)
+    computer.shows(STARTED, FULL)
     assert time.monotonic() - began_s < 30
     assert len(terminal_notifier.calls()) == len(osascript.calls()) == 2
