@@ -235,7 +235,7 @@ def test_answer_decides_how_often_a_message_is_tried_and_whether_it_holds_up_oth
     assert "secret" not in log.text and log.messages[0].isprintable()
 
 
-def test_message_is_given_up_after_a_day_and_each_problem_is_said(sender: Sender, log: Log) -> None:
+def test_message_is_given_up_after_a_day_and_the_log_says_so(sender: Sender, log: Log) -> None:
     tries_s: list[float] = []
 
     def refuse(handler: Handler) -> None:
@@ -296,6 +296,16 @@ def test_new_news_lets_a_held_message_be_tried_at_once(sender: Sender) -> None:
     sender.wait(130)
     assert not sender.ntfy.answers and not sender.ntfy.messages()
     sender.tell(NEXT)
+    assert sender.ntfy.messages() == [FULL.text, NEXT.text]
+
+
+def test_address_that_is_not_reached_gets_its_messages_in_order(sender: Sender) -> None:
+    sender.ntfy.stop_listening()
+    sender.tell(FULL)
+    sender.wait(10)  # now the first message waits for longer than the second one would
+    sender.tell(NEXT)
+    sender.ntfy.listen_again()
+    sender.wait(15)
     assert sender.ntfy.messages() == [FULL.text, NEXT.text]
 
 
