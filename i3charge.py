@@ -3045,7 +3045,8 @@ class Outbox:
         """Send a message. Return the outcome, and why it is not "taken"."""
         url = self._urls[message.address]
         address, credentials = split_credentials(url)
-        render = ntfy_message if message.address == "NTFY_URL" else webhook_message
+        is_ntfy = message.address == "NTFY_URL"
+        render = ntfy_message if is_ntfy else webhook_message
         body, headers = render(message, self._title, time.time())
         try:
             answer = send(
@@ -3059,7 +3060,8 @@ class Outbox:
             )
         except Trouble as trouble:
             return "may be taken" if trouble.was_sent else "later", str(trouble)
-        return outcome_of(message.address, answer), refusal_in(answer, url)
+        outcome = outcome_at_ntfy(answer) if is_ntfy else outcome_at_webhook(answer)
+        return outcome, refusal_in(answer, url)
 
     def _retry_later(self, message: Message, outcome: Outcome, why: str) -> None:
         """Plan the next try, or give the message up.
@@ -3141,25 +3143,32 @@ def split_credentials(url: str) -> tuple[str, tuple[bytes, bytes] | None]:
     return parts._replace(netloc=host).geturl(), credentials
 
 
-def outcome_of(name: str, answer: HttpAnswer) -> Outcome:
-    """Return what an address has done with a message.
+def outcome_at_ntfy(answer: HttpAnswer) -> Outcome:
+    """Return what ntfy has done with a message.
 
     A login page in front of a self-hosted server would swallow messages, so ntfy must
-    return a message id, and only Google Apps Script may redirect (after it has run).
+    return a message id.
     """
-    is_success = 200 <= answer.status < 300
-    if name == "NTFY_URL" and is_success:
-        message_id = answer.json().get("id")
-        if isinstance(message_id, (str, int)) and message_id:
-            return "taken"
-        return "later" if is_web_page(answer) else "may be taken"
-    is_google = f".{redirect_host(answer)}".endswith(".googleusercontent.com")
-    if is_success or (name != "NTFY_URL" and answer.status in (302, 303) and is_google):
+    if not 200 <= answer.status < 300:
+        return outcome_of_error(answer.status)
+    message_id = answer.json().get("id")
+    if isinstance(message_id, (str, int)) and message_id:
         return "taken"
-    if answer.status in (500, 504):  # it may have run all the same
+    return "later" if is_web_page(answer) else "may be taken"
+
+
+def outcome_at_webhook(answer: HttpAnswer) -> Outcome:
+    """Return what a webhook has done. Google Apps Script redirects after it has run."""
+    is_google = f".{redirect_host(answer)}".endswith(".googleusercontent.com")
+    if 200 <= answer.status < 300 or (answer.status in (302, 303) and is_google):
+        return "taken"
+    return outcome_of_error(answer.status)
+
+
+def outcome_of_error(status: int) -> Outcome:
+    if status in (500, 504):  # it may have run all the same
         return "may be taken"
-    is_refusal = 400 <= answer.status < 500 and answer.status != 429
-    return "refused" if is_refusal else "later"
+    return "refused" if 400 <= status < 500 and status != 429 else "later"
 
 
 def is_web_page(answer: HttpAnswer) -> bool:
