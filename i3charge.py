@@ -41,6 +41,7 @@ import io
 import ipaddress
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -189,7 +190,7 @@ def setting(
 
 
 def parse_typed(text: str) -> str:
-    """Strip the text, and reject odd characters that copying from a web page brings."""
+    """Strip the text, and reject stray characters picked up by copy and paste."""
     text = text.strip()
     for char in text:
         if not char.isprintable() or not (char.isascii() or char.isalnum()):
@@ -488,16 +489,17 @@ STATUS_AT_REST: dict[bool | None, Status] = {
     None: "not charging",  # a car whose plug is not known
 }
 
-IN = "CONNECTED"
+CONNECTED = "CONNECTED"
 KEYWORDS: dict[Topic, Iterable[str]] = {
-    "plug": (IN, "DISCONNECTED"),
+    "plug": (CONNECTED, "DISCONNECTED"),
     "status": STATUS_OF_WORD,
     "hv_status": STATUS_OF_WORD,
     "reason": REASON_OF_WORD,
 }
 
 
-PERCENTAGES: tuple[Topic, ...] = ("percent", "displayed", "predicted")
+SENT_PERCENTAGES: tuple[Topic, ...] = ("percent", "displayed")
+PERCENTAGES: tuple[Topic, ...] = (*SENT_PERCENTAGES, "predicted")
 
 
 def is_possible(topic: Topic, value: object) -> bool:
@@ -795,7 +797,7 @@ class MemoryFile:
         except OSError as error:
             if self.works:
                 logger.error(
-                    "%s cannot be written (%s); after a restart, its contents are lost",
+                    "%s cannot be written (%s); what is not saved is lost at a restart",
                     self._path,
                     error.strerror,
                 )
@@ -1204,8 +1206,8 @@ class CarDataSignIn:
     def _ask_owner(self) -> NoReturn:
         """Request a device code if it is time. Raise the Trouble for the owner.
 
-        The owner is told each code, so request one at once, one after an hour, and then
-        one every six hours.
+        Every code is sent to the owner, so limit them: one at once, one after an hour,
+        then one every six hours.
         """
         if not self._may_ask:
             why = "CarData needs a sign-in: run i3charge.py by hand, without --once"
@@ -1282,8 +1284,8 @@ class CarDataSignIn:
     def _redeem(self, code: DeviceCode) -> None:
         """Exchange the device code for tokens. Raise Trouble if BMW grants none yet.
 
-        Ask even if the code has expired: the owner may have confirmed it, and then
-        closed the lid.
+        Ask even after it has expired: the owner may have confirmed it, and then closed
+        the lid.
         """
         form = {
             "grant_type": self.DEVICE_CODE_GRANT,
@@ -1304,7 +1306,7 @@ class CarDataSignIn:
             raise Trouble("", wait_s=code.interval_s, is_for_owner=True)
         if is_pending or error == EXPIRED:
             self._code = None
-            why = "nobody has confirmed the code; a new start gives another at once"
+            why = "the code was not confirmed in time; restart i3charge to get a new one at once"
             raise Trouble(why, is_for_owner=True)
         if error or CODE_USED_UP in answer.body:
             self._drop_refused_code(error or "invalid_access_token")
@@ -1453,7 +1455,8 @@ class CarData:
         self._sign_in = CarDataSignIn(
             settings, memory, save, may_ask=may_ask, by_hand=by_hand
         )
-        self._wants_full_set = may_ask and memory.container.purpose == SMALL_SET
+        # Until then, the small container is good enough.
+        self._next_upgrade_s = 0.0 if may_ask else math.inf
         if may_ask:  # not run by cron every few minutes, so search without delay
             memory.container.next_search_s = 0.0
 
@@ -1463,8 +1466,8 @@ class CarData:
         container = self._memory.container
         if container.purpose not in DESCRIPTORS:
             self._find_container()
-        elif self._wants_full_set:
-            self._wants_full_set = False
+        elif container.purpose == SMALL_SET and time.time() >= self._next_upgrade_s:
+            self._next_upgrade_s = time.time() + DAY_S
             with suppress(Trouble):  # the small container still works
                 self._find_container()
         try:
@@ -1490,7 +1493,7 @@ class CarData:
     def _empty(self, answer: HttpAnswer) -> Trouble:
         if self._memory.last:
             return answer.trouble()
-        return Trouble(f"BMW's answer holds no values of the car; {DRIVE_ONCE}")
+        return Trouble(f"BMW's answer contains no data of the car; {DRIVE_ONCE}")
 
     # Containers
 
@@ -1608,7 +1611,7 @@ class CarData:
         now_s = time.time()
         sent_s = requests_of_24_hours(self._memory.requests_s, now_s)
         if len(sent_s) >= self._quota:
-            wait_s = sent_s[-self._quota] + DAY_S - now_s
+            wait_s = min(sent_s[-self._quota] + DAY_S - now_s, HOUR_S)
             why = "i3charge has used up its CarData requests for 24 hours"
             raise Trouble(why, wait_s=wait_s, was_sent=False)
         self._memory.requests_s = [*sent_s, now_s]
@@ -1856,11 +1859,11 @@ class Door(Protocol):
 #   06:30  status CHARGINGACTIVE    a top-up, because the car is warmed before it leaves
 #   08:10  percent 62               stay 2 begins: the car was driven
 #
-# A late observation falls into its place, and one that is repeated changes nothing. A
-# restart, or a gap of two days, needs no special treatment.
+# A late observation is sorted into its place, and a duplicate changes nothing. A restart,
+# or a gap of two days, needs no special treatment.
 JOURNAL_S = 3 * DAY_S  # longer than any charge
 
-# How the car's observations scatter
+# Tolerances for observations that are late, repeated or inexact
 TOGETHER_S = 10 * MINUTE_S  # closer observations are about the same event
 RESENT_S = 5 * MINUTE_S  # after plugging in, the car may send old values again
 RESENT_PLUG_S = 30 * MINUTE_S  # a second CONNECTED by then is no new connection
@@ -1894,7 +1897,7 @@ def dated(new: Observation, earlier: list[Any], as_of_s: float) -> Observation |
     if earlier and earlier[-1] == new.value:
         return None
     # A car that is plugged in at its first report may have been plugged in for hours.
-    is_old = not earlier and new.value == IN
+    is_old = not earlier and new.value == CONNECTED
     return new._replace(at_s=as_of_s - TOGETHER_S if is_old else as_of_s)
 
 
@@ -1946,30 +1949,31 @@ class Stay:
     """
 
     since_s: float = 0.0
-    previous: Observation | None = None  # the last percentage before the stay
+    percent_before: Observation | None = None  # the last percentage before the stay
+    is_driven_since: bool = False  # the car has been driven since it sent that
     plugged: bool | None = None
     plug_seen_s: float = 0.0  # when the car last sent the state of the plug
     status: Status = "unknown"
-    status_s: float = 0.0  # when the status changed
+    status_since_s: float = 0.0  # when the status changed
     percents: list[Observation] = field(default_factory=list)
     charges: list[Charge] = field(default_factory=list)
     reasons: list[Observation] = field(default_factory=list)  # why charges ended
     bmw_prediction: float | None = None  # percent
     hv_status: str = ""  # BMW's own keyword, which lags the car's status
+    estimate: Observation | None = None  # of the time when the car will be full
     heard_s: float = 0.0  # when the car last sent anything
 
     # Taking note of observations
 
     def see(self, new: Observation) -> None:
         if new.topic == "plug":
-            self._see_plug(new.value == IN, new.at_s)
-        elif new.topic in ("percent", "displayed"):
+            self._see_plug(new.value == CONNECTED, new.at_s)
+        elif new.topic in SENT_PERCENTAGES:
             self._see_percent(new)
         elif new.topic == "status" and self.plugged is not False:
             self._see_status(new.value, new.at_s)
-        elif new.topic == "full_at" and self.open_charge:
-            self.open_charge.computed = self.computed_percent(new.at_s)
-            self.open_charge.full_at_s = new.value
+        elif new.topic == "full_at":
+            self._see_estimate(new)
         elif new.topic == "reason":
             self.reasons.append(new)
             if self.plugged is not False:
@@ -2005,14 +2009,21 @@ class Stay:
             return
         charge = self.open_charge
         if status == "charging" and not charge:
-            self.charges.append(Charge(at_s))
+            self._begin_charge(at_s)
         elif charge and status == "waiting":
             charge.computed = self.computed_percent(at_s)
             charge.full_at_s = 0.0  # it will be later than the car expected
         elif charge and status != "charging":
             self._stop_charge(charge, status, at_s)
         self.status = status
-        self.status_s = at_s
+        self.status_since_s = at_s
+
+    def _begin_charge(self, at_s: float) -> None:
+        """Begin a charge, with an estimate that was sent just before; others are old."""
+        charge = Charge(at_s)
+        if self.estimate and self.estimate.at_s >= at_s - MINUTE_S:
+            charge.full_at_s = self.estimate.value
+        self.charges.append(charge)
 
     def _stop_charge(self, charge: Charge, status: Status, at_s: float) -> None:
         if charge.is_assumed and at_s <= charge.began_s + TOGETHER_S:
@@ -2041,6 +2052,12 @@ class Stay:
         is_of_pull = self.plugged is False and new.at_s <= self.plug_seen_s + TOGETHER_S
         if is_of_pull and self._has_risen():
             self._note_unseen_charge(self.plug_seen_s)
+
+    def _see_estimate(self, new: Observation) -> None:
+        self.estimate = new
+        if self.open_charge:
+            self.open_charge.computed = self.computed_percent(new.at_s)
+            self.open_charge.full_at_s = new.value
 
     def _see_prediction(self, new: Observation) -> None:
         """Take note of BMW's prediction, unless it is impossible.
@@ -2084,7 +2101,12 @@ class Stay:
     @property
     def last_percent(self) -> Observation | None:
         """The last percentage that the car sent, perhaps before the stay."""
-        return self.percents[-1] if self.percents else self.previous
+        return self.percents[-1] if self.percents else self.percent_before
+
+    @property
+    def parked_percent(self) -> Observation | None:
+        """The last percentage before the stay, unless the car was driven after it."""
+        return None if self.is_driven_since else self.percent_before
 
     def values_of(self, topic: Topic) -> list[float]:
         """Return the percentages on one of their two topics, which can differ a little."""
@@ -2094,7 +2116,7 @@ class Stay:
         """Return the percentage at which a charge began, if the car has sent it."""
         if not charge.began_s:
             return None
-        known = [self.previous] if self.previous else []
+        known = [self.percent_before] if self.percent_before else []
         known += [
             each for each in self.percents if each.at_s <= charge.began_s + TOGETHER_S
         ]
@@ -2107,7 +2129,7 @@ class Stay:
         """Return the percentage at which a charge ended, if the car has sent it."""
         latest_s = ended_s + MAX_PERCENT_DELAY_S
         if self.status == "unplugged":  # later ones belong to the drive
-            latest_s = min(latest_s, self.status_s + TOGETHER_S)
+            latest_s = min(latest_s, self.status_since_s + TOGETHER_S)
         known = [
             each for each in self.percents if charge.began_s < each.at_s <= latest_s
         ]
@@ -2116,7 +2138,7 @@ class Stay:
         )
 
     def _may_be_full_at_end(self, charge: Charge, ended_s: float) -> bool:
-        """Return whether the percentage near the end leaves open that the car is full.
+        """Return whether the car may be full, judging by its percentage near the end.
 
         One from before the end may have risen since.
         """
@@ -2179,7 +2201,7 @@ class Stay:
         There must be a charge; one that has stopped has its final percentage.
         """
         charge = self.charges[-1]
-        last = self.last_percent
+        last = self.percents[-1] if self.percents else self.parked_percent
         if not last or charge.is_from_bmw or not self.open_charge:
             return charge.computed
         since_s = max(last.at_s, charge.began_s)
@@ -2242,14 +2264,18 @@ def stays_in(journal: list[Observation]) -> list[Stay]:
 
 
 def begins_stay(new: Observation, stay: Stay) -> bool:
-    if new.topic in ("percent", "displayed"):
+    if new.topic in SENT_PERCENTAGES:
         highest = max(stay.values_of(new.topic), default=0.0)
         return bool(new.value <= highest - FLICKER_PERCENT)
     if new.topic == "plug":
-        return new.value == IN and not stay.plugged and not stay.is_charging(new.at_s)
+        return (
+            new.value == CONNECTED
+            and not stay.plugged
+            and not stay.is_charging(new.at_s)
+        )
     if new.topic == "status" and stay.plugged is False:
         # The car must be back at a plug.
-        is_later = new.at_s > stay.status_s
+        is_later = new.at_s > stay.status_since_s
         return is_later and STATUS_OF_WORD[new.value] in ACTIVE
     # A full car that charges for longer than a top-up has been away unnoticed.
     is_long = new.topic == "full_at" and new.value - new.at_s > MAX_TOP_UP_S
@@ -2258,21 +2284,30 @@ def begins_stay(new: Observation, stay: Stay) -> bool:
 
 def may_begin_stay(new: Observation, stay: Stay) -> bool:
     """Return whether a second CONNECTED may mean that the car was away in between."""
-    is_in_again = new.topic == "plug" and new.value == IN and stay.plugged is True
+    is_in_again = (
+        new.topic == "plug" and new.value == CONNECTED and stay.plugged is True
+    )
     is_late = new.at_s > stay.plug_seen_s + RESENT_PLUG_S
     return is_in_again and is_late and not stay.is_charging(new.at_s)
 
 
 def next_stay(new: Observation, stay: Stay, charge: Charge | None) -> Stay:
     """Return the stay that an observation begins, before it has seen the observation."""
-    after = Stay(new.at_s, stay.last_percent, bmw_prediction=stay.bmw_prediction)
+    last = stay.last_percent
+    pulled_s = stay.plug_seen_s if stay.plugged is False else 0.0
+    after = Stay(
+        new.at_s,
+        percent_before=last,
+        is_driven_since=last is not None and last.at_s <= pulled_s + TOGETHER_S,
+        bmw_prediction=stay.bmw_prediction,
+    )
     if new.topic == "plug":
         return after
     # A status that begins a stay shows that the plug is in again.
     after.plugged = new.topic == "status" or stay.plugged
     after.plug_seen_s = new.at_s
     after.status = STATUS_AT_REST[after.plugged]
-    after.status_s = new.at_s
+    after.status_since_s = new.at_s
     if charge:
         after.charges = [charge]
         after.since_s = charge.began_s
@@ -2375,9 +2410,9 @@ def events_in(stays: list[Stay], reading: Reading, notify_at: float) -> Iterator
     for index, stay in enumerate(stays):
         if stay.became_full_s(now_s):
             yield full_news(stay, now_s, is_present=stay is present)
-        # If a full charge has followed a stop, the stop is no news.
+        # A stop is no news if the car has become full in a later stay.
         elif not any(later.became_full_s(now_s) for later in stays[index + 1 :]):
-            yield from stops(stay, now_s)
+            yield from stopped_events(stay, now_s)
 
     if is_still_there(present, now_s):
         yield still_news(present, now_s)
@@ -2385,7 +2420,7 @@ def events_in(stays: list[Stay], reading: Reading, notify_at: float) -> Iterator
         yield from news_of_charge(present.open_charge, present, reading, notify_at)
 
 
-def stops(stay: Stay, now_s: float) -> Iterator[News]:
+def stopped_events(stay: Stay, now_s: float) -> Iterator[News]:
     for charge in stay.charges:
         if charge.stopped_s and stay.is_settled(charge, now_s):
             yield stopped_news(stay, charge)
@@ -2408,7 +2443,9 @@ def news_of_charge(
         yield news("soon", f"Full in about {about} min, at {reading.full_clock}")
     if reading.status == "waiting":
         message = f"Charging paused at {reading.percent_text}"
-        yield News("paused", message, at_s=stay.status_s, since_s=stay.status_s)
+        yield News(
+            "paused", message, at_s=stay.status_since_s, since_s=stay.status_since_s
+        )
     warning = overdue_message(charge, reading)
     if warning:
         yield news("overdue", warning)
@@ -2432,8 +2469,8 @@ def with_full_clock(message: str, reading: Reading) -> str:
 def has_reached(notify_at: float, charge: Charge, stay: Stay, reading: Reading) -> bool:
     """Return whether a charge that began below the owner's percentage has reached it."""
     percent = stay.percent_at_start(charge)
-    if percent is None and stay.previous:
-        percent = stay.previous.value
+    if percent is None and stay.parked_percent:
+        percent = stay.parked_percent.value
     return percent is not None and percent < notify_at <= reading.percent
 
 
@@ -2471,7 +2508,7 @@ def full_news(stay: Stay, now_s: float, *, is_present: bool) -> News:
 
 
 def is_still_there(stay: Stay, now_s: float) -> bool:
-    """Return whether a full car is in the way: for an hour, and not topped up."""
+    """Return whether the car has been full and plugged in for an hour."""
     full_s = stay.became_full_s(now_s)
     is_long = full_s > 0 and now_s >= full_s + STILL_THERE_S
     return is_long and stay.plugged is True and not stay.is_charging(now_s)
@@ -2564,7 +2601,7 @@ class ChargeWatch:
         memory.range_unit = report.range_unit or memory.range_unit
         reading = reading_of(stay, report, memory.range_unit)
         if not reading:
-            why = "BMW's answer holds no charge between 0 and 100"
+            why = "BMW's answer contains no valid charge"
             raise Trouble(why if memory.last else f"{why}; {DRIVE_ONCE}")
 
         memory.journal = trimmed(journal, stays, report.taken_s)
@@ -2748,14 +2785,17 @@ def iso_utc(at_s: float) -> str:
     return datetime.fromtimestamp(at_s, timezone.utc).isoformat(timespec="seconds")
 
 
+def is_terminal(stream: IO[str]) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
 class ChargeLog:
     """The log of readings on stdout, as JSON or as text for a terminal or a file."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
         self._encoding = sys.stdout.encoding
-        is_dumb = os.environ.get("TERM") == "dumb"
-        self._is_terminal = sys.stdout.isatty() and not as_json and not is_dumb
+        self._is_terminal = is_terminal(sys.stdout) and not as_json
         is_utf = self._encoding.lower().startswith("utf")
         self._blocks = "░▏▎▍▌▋▊▉█" if is_utf else "-#"
         self._title = ""
@@ -2820,10 +2860,10 @@ class TerminalFormatter(logging.Formatter):
 def set_up_logger(*, verbose: bool) -> None:
     """Log to stderr, because stdout is for readings only."""
     logging.raiseExceptions = False  # ignore lines that cannot be written
-    is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-    has_colours = is_terminal and not os.environ.get("NO_COLOR")
+    is_shown = is_terminal(sys.stderr)
+    has_colours = is_shown and not os.environ.get("NO_COLOR")
     formatter_class = TerminalFormatter if has_colours else logging.Formatter
-    date_format = DATE_ON_TERMINAL if is_terminal else DATE_IN_FILE
+    date_format = DATE_ON_TERMINAL if is_shown else DATE_IN_FILE
     handler = logging.StreamHandler()
     handler.setFormatter(formatter_class("%(asctime)s  %(message)s", date_format))
     logger.addHandler(handler)
@@ -2941,8 +2981,8 @@ def start_quietly(command: list[str]) -> subprocess.Popen[bytes]:
 # --- Delivery to the owner's addresses ------------------------------------------------
 LATE_S = 10 * MINUTE_S  # a later message begins with the time that it tells of
 MAX_RETRY_PAUSE_S = HOUR_S
-MAX_UNANSWERED = 3  # tries that may have been delivered
-UNANSWERED_PAUSES_S = (5 * MINUTE_S, 55 * MINUTE_S)  # between these tries
+# Between tries that may have been delivered, of which there is one more
+UNANSWERED_PAUSES_S = (5 * MINUTE_S, 55 * MINUTE_S)
 
 # What an address has done with a message. "may be taken": it has given no clear answer.
 Outcome = Literal["taken", "may be taken", "later", "refused"]
@@ -3072,22 +3112,23 @@ class Outbox:
         is_first_try = message.next_try_s == 0
         pause_s = min(max(now_s - message.made_s, MINUTE_S), MAX_RETRY_PAUSE_S)
         if outcome == "may be taken":
-            pause_s = UNANSWERED_PAUSES_S[min(message.unanswered, 1)]
+            if message.unanswered == len(UNANSWERED_PAUSES_S):
+                self._memory.outbox.remove(message)
+                host = self._host(message.address)
+                logger.error(
+                    "%s may not have received: %s (%s)", host, message.summary, why
+                )
+                return
+            pause_s = UNANSWERED_PAUSES_S[message.unanswered]
             message.unanswered += 1
         message.next_try_s = now_s + pause_s
         message.is_refused = outcome == "refused"
-        if message.unanswered >= MAX_UNANSWERED:
-            self._memory.outbox.remove(message)
-            host = self._host(message.address)
-            logger.error(
-                "%s may not have received: %s (%s)", host, message.summary, why
-            )
-        elif is_first_try:
+        if is_first_try:
             logger.error("%s; it will be tried again", why)
 
 
 def holds_up_others(message: Message) -> bool:
-    return not message.is_refused and message.unanswered < MAX_UNANSWERED - 1
+    return not message.is_refused and message.unanswered < 2
 
 
 def text_to_send(message: Message, now_s: float) -> str:
@@ -3213,12 +3254,12 @@ class Notifier:
         self._memory = memory
         self._save = save
         self._desktop = desktop
-        self.outbox = outbox
+        self._outbox = outbox
 
     def tell(self, news: list[News], reading: Reading | None = None) -> None:
         """Deliver news. Save it first, so that it is not told twice after a crash."""
         for each in news:
-            self.outbox.add(each, reading)
+            self._outbox.add(each, reading)
         self._save()
         for each in news:
             delivery = DELIVERIES[each.kind]
@@ -3229,17 +3270,19 @@ class Notifier:
 
     def tell_trouble(self, news: News, told_as: str) -> bool:
         """Tell a trouble once a day while it lasts; return whether it is told now."""
-        if self.is_told(told_as):
+        if self.was_told_lately(told_as):
             return False
         now_s = time.time()
         # Each device code is a trouble of its own, so forget those of earlier days.
         told_s = self._memory.troubles_told_s
-        told_s = {each: at_s for each, at_s in told_s.items() if self.is_told(each)}
+        told_s = {
+            each: at_s for each, at_s in told_s.items() if self.was_told_lately(each)
+        }
         self._memory.troubles_told_s = {**told_s, told_as: now_s}
         self.tell([dataclasses.replace(news, at_s=now_s)])
         return True
 
-    def is_told(self, told_as: str) -> bool:
+    def was_told_lately(self, told_as: str) -> bool:
         told_s = self._memory.troubles_told_s.get(told_as, 0.0)
         return 0 <= time.time() - told_s < DAY_S
 
@@ -3285,6 +3328,7 @@ class Loop:
     watch: ChargeWatch
     log: ChargeLog
     notifier: Notifier
+    outbox: Outbox
     once: bool = False
     until_full: bool = False
     failures: int = 0  # consecutive
@@ -3297,20 +3341,20 @@ class Loop:
         """Run until the exit status is set, and return it."""
         while self.exit_status is None:
             self.guarded(self.poll)
-            self.guarded(self.notifier.outbox.deliver)
+            self.guarded(self.outbox.deliver)
             if self.exit_status is None:
                 self.wait()
         return self.exit_status
 
     def guarded(self, step: Callable[[], None]) -> None:
-        """Run a step. A fault of our own is told once a day, and ends nothing else."""
+        """Run a step. Tell an internal error once a day, and carry on."""
         try:
             step()
         except Exception as problem:  # noqa: BLE001 - whatever it is, it may pass
             sentence = fault(problem)
             if self.once:
                 self.exit_status = 1
-            if not self.notifier.is_told(sentence):
+            if not self.notifier.was_told_lately(sentence):
                 logger.error("%s", sentence)
                 with suppress(Exception):  # telling can be what is at fault
                     self.notifier.tell_trouble(News("error", sentence), sentence)
@@ -3327,9 +3371,10 @@ class Loop:
         self.trouble = None
         began_s = min(began_s, reading.taken_s)  # the clock may have been corrected
         self.next_s = began_s + self.interval_s
-        self.guarded(lambda: self.plan_next_poll(reading, began_s))
         self.guarded(lambda: self.log.write(reading))
-        self.guarded(lambda: self.tell(stay, reading, news))
+        self.guarded(lambda: self.notifier.tell(news, reading))
+        self.guarded(lambda: self.outbox.drop_outdated(stay, reading.taken_s))
+        self.guarded(self.notifier.forget_troubles)
         is_saved = self.save()
 
         if self.log.is_unread:
@@ -3337,14 +3382,7 @@ class Loop:
         elif self.once or (self.until_full and reading.status == "full"):
             is_good = self.log.works and is_saved and self.exit_status is None
             self.exit_status = 0 if is_good else 1
-
-    def plan_next_poll(self, reading: Reading, began_s: float) -> None:
         self.next_s = self.watch.next_poll_s(reading, began_s)
-
-    def tell(self, stay: Stay, reading: Reading, news: list[News]) -> None:
-        self.notifier.outbox.drop_outdated(stay, reading.taken_s)
-        self.notifier.forget_troubles()
-        self.notifier.tell(news, reading)
 
     # What goes wrong
 
@@ -3416,7 +3454,7 @@ class Loop:
             left_s = min(left_s - nap_s, self.next_s - time.time())
             if left_s > 0:  # otherwise the next round does this
                 self.guarded(self.tell_silence)
-                self.guarded(self.notifier.outbox.deliver)
+                self.guarded(self.outbox.deliver)
 
 
 # --- Command line ---------------------------------------------------------------------
@@ -3456,7 +3494,7 @@ files:
   .i3charge.json   beside the settings: the sign-in, the charge, unsent news
 
 exit status:
-  0    --once has its reading, --demo is over, or nobody reads the log any more
+  0    --once has its reading, --demo is over, or the log's reader has exited
   1    BMW refuses the sign-in, --once got no reading or could not keep it,
        i3charge is already running, or has a fault of its own
   2    the settings, the options or the files are wrong; a message says which
@@ -3544,6 +3582,7 @@ def run(arguments: argparse.Namespace) -> int:
         watch=ChargeWatch(memory, settings.notify_at, settings.interval_s),
         log=ChargeLog(as_json=arguments.json),
         notifier=Notifier(memory, save, Desktop(title), outbox),
+        outbox=outbox,
         once=arguments.once,
         until_full=arguments.demo,
     )
@@ -3649,7 +3688,7 @@ class SimulatedCar:
         status, percent = next(self._story, (CHARGING_ENDED, 100.0))
         now_s = time.time()
         observations = [
-            Observation(self._plugged_s, "plug", IN),
+            Observation(self._plugged_s, "plug", CONNECTED),
             Observation(now_s, "percent", percent),
             Observation(now_s, "status", status),
             Observation(now_s, "full_at", self._full_at(percent, now_s)),

@@ -99,6 +99,7 @@ def run(telematic: Telematic, begins_s: float, ends_s: float) -> Owner:
     with simulated, suppress(Clock.Over):
         settings = i3charge.load_settings(variables, "CarData", "")
         memory = i3charge.Memory(sign_in=i3charge.SignIn(refresh_token="r"))
+        outbox = i3charge.Outbox(settings, memory, saved, "")
         i3charge.Loop(
             door=i3charge.CarData(settings, memory, saved),
             interval_s=settings.interval_s,
@@ -106,9 +107,8 @@ def run(telematic: Telematic, begins_s: float, ends_s: float) -> Owner:
             save=saved,
             watch=i3charge.ChargeWatch(memory, 0, settings.interval_s),
             log=owner,
-            notifier=i3charge.Notifier(
-                memory, saved, owner, i3charge.Outbox(settings, memory, saved, "")
-            ),
+            notifier=i3charge.Notifier(memory, saved, owner, outbox),
+            outbox=outbox,
         ).run()
     owner.requests_s = bmw.requests_s
     return owner  # type: ignore[no-any-return]

@@ -209,11 +209,11 @@ def test_trouble_of_the_sign_in_or_the_quota_costs_the_container_no_hour(
         (2_400_000, [60.0] * 47, None),
         (2_400_000, [DAY_S + 1.0] * 48, None),
         (2_400_000, [DAY_S - 5.0, *[60.0] * 47], 5),
-        (2_400_000, [-3600.0] * 48, DAY_S),  # the clock was set back: taken for now
+        (2_400_000, [-3600.0] * 48, HOUR_S),  # the clock was set back: taken for now
         (4_800_000, [0.0] * 23, None),  # the others are left to another car on the account
-        (4_800_000, [0.0] * 24, DAY_S),
+        (4_800_000, [0.0] * 24, HOUR_S),
         (99_999_999, [0.0] * 9, None),
-        (99_999_999, [0.0] * 10, DAY_S),
+        (99_999_999, [0.0] * 10, HOUR_S),
     ],
 )
 def test_48_requests_are_made_in_any_24_hours_and_fewer_at_a_longer_interval(

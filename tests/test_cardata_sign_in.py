@@ -25,7 +25,7 @@ HOUR_S = 60 * MINUTE_S
 INTERVAL_S = 40 * MINUTE_S
 INTERVAL = str(INTERVAL_S * 1000)
 ADDRESS = "https://customer.bmwgroup.com/oneid/link"
-NOBODY_HAS_CONFIRMED = "nobody has confirmed the code; a new start gives another at once"
+NOT_CONFIRMED = "the code was not confirmed in time; restart i3charge to get a new one at once"
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_code_is_told_at_once_then_after_an_hour_then_every_six_hours(
     first = 1 if has_worked else 0
     assert wait.codes == [first + 60 * hours for hours in (0, 1, 7, 13, 19)]
     assert len(cardata.device_codes) == 5  # none but those that were told
-    assert NOBODY_HAS_CONFIRMED in wait.said
+    assert NOT_CONFIRMED in wait.said
 
 
 def test_start_by_hand_gives_a_code_at_once_and_another_start_the_kept_schedule(
@@ -224,7 +224,7 @@ def test_refusal_of_a_code_is_said_and_the_next_code_works(
 def test_code_that_bmw_calls_expired_is_over(cardata: CarData, new: Client) -> None:
     waits(new)
     cardata.expired_codes = {"secret-device-1"}
-    assert str(waits(new)) == NOBODY_HAS_CONFIRMED
+    assert str(waits(new)) == NOT_CONFIRMED
     assert "the next code comes at" in str(waits(new))
 
 

@@ -126,7 +126,7 @@ def run(
     outbox = i3charge.Outbox(settings, memory, save, "BMW i3")
     watch = i3charge.ChargeWatch(memory, 0, INTERVAL_S)
     notifier = i3charge.Notifier(memory, save, told, outbox)
-    loop = i3charge.Loop(door, INTERVAL_S, memory, save, watch, told, notifier, once)
+    loop = i3charge.Loop(door, INTERVAL_S, memory, save, watch, told, notifier, outbox, once)
     door.clock.ends_s = door.began_s + hours * HOUR_S
     with suppress(Clock.Over):
         told.status = loop.run()

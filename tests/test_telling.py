@@ -368,7 +368,7 @@ def test_phone_that_was_out_of_reach_for_an_evening_hears_what_is_still_true_in_
     door: Any = SimpleNamespace(name="BMW", poll=lambda: report_at(clock.now_s, story))
     watch = i3charge.ChargeWatch(sender.memory, 80.0, 2400.0)
     notifier = i3charge.Notifier(sender.memory, saved, owner, sender.outbox)
-    loop = i3charge.Loop(door, 2400.0, sender.memory, saved, watch, owner, notifier)
+    loop = i3charge.Loop(door, 2400.0, sender.memory, saved, watch, owner, notifier, sender.outbox)
 
     def go_on_until(end: str) -> None:
         clock.ends_s = at(end)
