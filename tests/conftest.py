@@ -13,12 +13,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable
 
 import fake_bmw
 import fake_cardata
 import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 import i3charge
 
@@ -60,10 +61,9 @@ class Script:
         self.stdout: list[str] = []
         self.stderr: list[str] = []
         self.changed = threading.Condition()
-        streams = ((self.process.stdout, self.stdout), (self.process.stderr, self.stderr))
         self.readers = [
             threading.Thread(target=self._read, args=pair, daemon=True)
-            for pair in streams
+            for pair in ((self.process.stdout, self.stdout), (self.process.stderr, self.stderr))
             if pair[0]
         ]
         for reader in self.readers:
@@ -120,8 +120,7 @@ def env(tmp_path: Path) -> dict[str, str]:
     """A clean environment for the script, with nothing of the desk's that runs the tests."""
     home = tmp_path / "home"
     home.mkdir()
-    path = os.pathsep.join(["/usr/bin", "/bin"])
-    return {"PATH": path, "HOME": str(home), "TZ": "Europe/Amsterdam", "LANG": "C.UTF-8"}
+    return {"PATH": "/usr/bin:/bin", "HOME": str(home), "TZ": "Europe/Amsterdam", "LANG": "C.UTF-8"}
 
 
 def write_settings(path: Path, variables: dict[str, str]) -> Path:
@@ -163,27 +162,26 @@ def start(tmp_path: Path, env: dict[str, str]) -> Iterator[Start]:
     for script in scripts:
         script.process.kill()
         script.end()
-    for script in scripts:
-        for text in hidden:
-            assert text not in script.output
+    output = "".join(script.output for script in scripts)
+    assert [text for text in hidden if text in output] == []
 
 
-ServerType = TypeVar("ServerType", bound=fake_bmw.Server)
+def fixture_of(server_type: type[fake_bmw.Server]) -> Any:
+    """A fixture: a server that is closed after the test."""
+
+    @pytest.fixture
+    def server() -> Iterator[fake_bmw.Server]:
+        server = server_type()
+        yield server
+        server.close()
+
+    return server
 
 
-def closing(server: ServerType) -> Iterator[ServerType]:
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def portal() -> Iterator[fake_bmw.Portal]:
-    yield from closing(fake_bmw.Portal())
-
-
-@pytest.fixture
-def cardata() -> Iterator[fake_cardata.CarData]:
-    yield from closing(fake_cardata.CarData())
+portal = fixture_of(fake_bmw.Portal)
+cardata = fixture_of(fake_cardata.CarData)
+webhook = fixture_of(fake_bmw.Recorder)
+ntfy = fixture_of(fake_bmw.Recorder)
 
 
 @pytest.fixture
@@ -247,16 +245,6 @@ def amsterdam(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-@pytest.fixture
-def webhook() -> Iterator[fake_bmw.Recorder]:
-    yield from closing(fake_bmw.Recorder())
-
-
-@pytest.fixture
-def ntfy() -> Iterator[fake_bmw.Recorder]:
-    yield from closing(fake_bmw.Recorder())
-
-
 class Notifier:
     """A recording program on the PATH: each call's arguments are a line of JSON in a file."""
 
@@ -302,3 +290,10 @@ def terminal_notifier(tmp_path: Path, env: dict[str, str]) -> Notifier:
 hypothesis.settings.register_profile("default", deadline=None, max_examples=150)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=50_000)
 hypothesis.settings.load_profile("default")
+
+# Anything that JSON can hold.
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)

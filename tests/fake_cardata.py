@@ -6,10 +6,9 @@ import base64
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Optional
 from urllib.parse import parse_qs, urlsplit
 
 from fake_bmw import VIN, Answer, Door, Handler, Request, says
@@ -20,48 +19,37 @@ CLIENT_ID = "secret-client-id"
 API_SCOPE = "cardata:api:read"
 SCOPE = f"authenticate_user openid {API_SCOPE}"
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
-
-ENGINE = "vehicle.drivetrain.electricEngine."
-HEADER = "vehicle.drivetrain.batteryManagement.header"
-DISPLAYED = "vehicle.powertrain.electric.battery.stateOfCharge.displayed"
-PREDICTED = ENGINE + "charging.level"
-HV_STATUS = ENGINE + "charging.hvStatus"
-STATUS = ENGINE + "charging.status"
-MINUTES = ENGINE + "charging.timeToFullyCharged"
-REMAINING = ENGINE + "charging.timeRemaining"
-REASON = ENGINE + "charging.hvpmFinishReason"
-RANGE = ENGINE + "kombiRemainingElectricRange"
-PLUG = "vehicle.body.chargingPort.status"
-PLUG2 = "vehicle.body.chargingPort.combinedStatus"
+USED_UP = {"fault": {"detail": {"errorcode": "keymanagement.service.invalid_access_token"}}}
+ADDRESS = "https://customer.bmwgroup.com/oneid/link"
 
 # All of these are in BMW's catalogue, and in containers of clients that owners use.
 # The catalogue has vehicle.drivetrain.lastRemainingRange, too, which is 0 on an electric i3. It
 # is not accepted here, unlike at BMW, for nobody is to ask for it.
+ENGINE = "vehicle.drivetrain.electricEngine."
+HEADER = "vehicle.drivetrain.batteryManagement.header"
+PREDICTED = ENGINE + "charging.level"
+HV_STATUS = ENGINE + "charging.hvStatus"
 NAMES = {
     "header": HEADER,
-    "displayed": DISPLAYED,
+    "displayed": "vehicle.powertrain.electric.battery.stateOfCharge.displayed",
     "predicted": PREDICTED,
     "hv_status": HV_STATUS,
-    "status": STATUS,
-    "minutes": MINUTES,
-    "remaining": REMAINING,
-    "reason": REASON,
-    "range": RANGE,
-    "plug": PLUG,
-    "plug2": PLUG2,
+    "status": ENGINE + "charging.status",
+    "minutes": ENGINE + "charging.timeToFullyCharged",
+    "remaining": ENGINE + "charging.timeRemaining",
+    "reason": ENGINE + "charging.hvpmFinishReason",
+    "range": ENGINE + "kombiRemainingElectricRange",
+    "plug": "vehicle.body.chargingPort.status",
+    "plug2": "vehicle.body.chargingPort.combinedStatus",
 }
 DESCRIPTORS = frozenset(NAMES.values())
-MADE_BY_BMW = (PREDICTED, HV_STATUS)
-UNITS = {HEADER: "%", DISPLAYED: "%", PREDICTED: "%", MINUTES: "min", REMAINING: "min"}
 
 
-def stamp_of_car(when: datetime) -> str:
-    return f"{when:%Y-%m-%dT%H:%M:%S}.000Z"
-
-
-def stamp_of_fetch(when: datetime) -> str:
-    milliseconds = max(when.microsecond // 1000, 1)  # .000 would look like the car's
-    return f"{when:%Y-%m-%dT%H:%M:%S}.{milliseconds:03}Z"
+def stamp(entry: str, now: datetime, age: float) -> str:
+    """The car's are of whole seconds; BMW's own values are stamped with `now`."""
+    if entry not in ("predicted", "hv_status"):
+        return f"{now - timedelta(minutes=age):%Y-%m-%dT%H:%M:%S}.000Z"
+    return f"{now:%Y-%m-%dT%H:%M:%S}.{max(now.microsecond // 1000, 1):03}Z"
 
 
 def telematic(now: datetime | None = None, **entries: Any) -> dict[str, Any]:
@@ -69,7 +57,6 @@ def telematic(now: datetime | None = None, **entries: Any) -> dict[str, Any]:
 
     Give `header`, `predicted` and so on a value, a pair with its age in minutes, or a triple
     with its unit as well. None leaves the descriptor out, an age of None only its time stamp.
-    `predicted` and `hv_status` are BMW's own: they are stamped with `now`, whatever their age.
     """
     now = now or datetime.now(timezone.utc)
     given: dict[str, Any] = {
@@ -86,17 +73,10 @@ def telematic(now: datetime | None = None, **entries: Any) -> dict[str, Any]:
     for entry, parts in given.items():
         if parts is None:
             continue
-        name = NAMES[entry]
         value, *rest = parts if isinstance(parts, tuple) else (parts,)
-        age = rest[0] if rest else 0
-        unit = rest[1] if len(rest) > 1 else UNITS.get(name)
-        if age is None:
-            timestamp = None
-        elif name in MADE_BY_BMW:
-            timestamp = stamp_of_fetch(now)
-        else:
-            timestamp = stamp_of_car(now - timedelta(minutes=age))
-        data[name] = {"value": value, "unit": unit, "timestamp": timestamp}
+        age, unit = rest + [0, None][len(rest) :]
+        timestamp = None if age is None else stamp(entry, now, age)
+        data[NAMES[entry]] = {"value": value, "unit": unit, "timestamp": timestamp}
     return {"telematicData": data}
 
 
@@ -111,14 +91,9 @@ def full(**entries: Any) -> dict[str, Any]:
     return telematic(**{**words, **entries})
 
 
-@dataclass
-class DeviceCode:
-    challenge: str
-    state: Literal["good", "failed", "used"] = "good"
-
-    def fits(self, verifier: str) -> bool:
-        digest = hashlib.sha256(verifier.encode()).digest()
-        return base64.urlsafe_b64encode(digest).decode().rstrip("=") == self.challenge
+def fits(verifier: str, challenge: str) -> bool:
+    digest = hashlib.sha256(verifier.encode()).digest()
+    return base64.urlsafe_b64encode(digest).decode().rstrip("=") == challenge
 
 
 def oauth_error(status: int, error: str) -> Answer:
@@ -146,15 +121,12 @@ class CarData(Door):
         self.pending = 1  # times that a sign-in is not confirmed yet
         self.interval_s = 0.05  # between two questions whether it is
         self.complete_uri = True  # with a code comes an address that holds it
-        self.expired_codes: set[str] = set()  # device codes
         self.codes_that_fail = 0  # confirmed codes that end in BMW's error 500, and are used up
-        self.scope = SCOPE  # of the tokens from the next sign-in on
         self.expiry_refusal: Code = (401, "CU-102")  # of any but the newest access token
         self.accepted_descriptors: set[str] = set(DESCRIPTORS)
         self.descriptor_refusal: Code = (400, "CU-402")  # of a container with any other
         self.container_refusal: Code | None = None  # of every new container
         self.most_containers = 10  # deleted ones count
-        self.lost_container: Code = (403, "CU-105")  # of one that is unknown or deleted
 
         # What it has come to.
         self.spent = 0  # requests to the API, refused ones too
@@ -166,7 +138,7 @@ class CarData(Door):
         self.token_scope = ""
         self.containers: list[dict[str, Any]] = []
         self.containers_made = 0
-        self.device_codes: dict[str, DeviceCode] = {}
+        self.device_codes: dict[str, str] = {}  # the challenge of each, or "used" or "failed"
 
     def settings(self) -> dict[str, str]:
         return {
@@ -183,10 +155,8 @@ class CarData(Door):
     def signed_in(self, **changed: Any) -> i3charge.Memory:
         """What the script remembers after a sign-in here; `changed` is of the sign-in."""
         with self.changed:
-            self.new_tokens(self.scope)
-        sign_in = i3charge.SignIn(
-            access_token=self.access_token, expires_s=4e9, refresh_token=self.refresh_token
-        )
+            self.new_tokens(SCOPE)
+        sign_in = i3charge.SignIn(self.access_token, 4e9, self.refresh_token)
         return i3charge.Memory(
             client_id=self.client_id,
             vin=VIN,
@@ -209,10 +179,8 @@ class CarData(Door):
             "access_token": self.access_token,
             "refresh_token": self.refresh_token,
             "id_token": "secret-id",
-            "token_type": "Bearer",
             "expires_in": 3599,
             "scope": scope,
-            "gcid": "secret-gcid",
         }
 
     def add_container(self, **fields: Any) -> str:
@@ -223,7 +191,6 @@ class CarData(Door):
                 "name": "i3charge",
                 "purpose": i3charge.FULL_SET,
                 "state": "ACTIVE",
-                "created": "2026-08-18T14:16:36.000Z",
                 "technicalDescriptors": sorted(self.accepted_descriptors),
                 **fields,
             }
@@ -259,17 +226,16 @@ class CarData(Door):
         if fixed != ("device_code", "S256", SCOPE) or not form.get("code_challenge"):
             return oauth_error(400, "invalid_request")
         number = len(self.device_codes) + 1
-        self.device_codes[f"secret-device-{number}"] = DeviceCode(form["code_challenge"])
-        address = "https://customer.bmwgroup.com/oneid/link"
+        self.device_codes[f"secret-device-{number}"] = form["code_challenge"]
         body = {
             "user_code": f"CODE-{number}",
             "device_code": f"secret-device-{number}",
             "interval": self.interval_s,
             "expires_in": 300,
-            "verification_uri": address,
+            "verification_uri": ADDRESS,
         }
         if self.complete_uri:
-            body["verification_uri_complete"] = f"{address}?user_code=CODE-{number}"
+            body["verification_uri_complete"] = f"{ADDRESS}?user_code=CODE-{number}"
         return says(200, body)
 
     def token(self, form: dict[str, str]) -> Answer:
@@ -288,27 +254,23 @@ class CarData(Door):
         return says(200, self.new_tokens(self.token_scope))
 
     def redeem(self, device_code: str, verifier: str) -> Answer:
-        code = self.device_codes.get(device_code)
-        if code is None or code.state == "used":
+        challenge = self.device_codes.get(device_code, "used")
+        if challenge == "used":
             return oauth_error(400, "invalid_grant")
-        if code.state == "failed":
+        if challenge == "failed":
             return oauth_error(403, "access_denied")
-        if device_code in self.expired_codes:
-            return oauth_error(401, "expired_token")
         if self.pending > 0:
             self.pending -= 1
             return oauth_error(403, "authorization_pending")
         if self.codes_that_fail > 0:
             self.codes_that_fail -= 1
-            code.state = "failed"
-            detail = {"errorcode": "keymanagement.service.invalid_access_token"}
-            text = "Invalid access token"
-            return says(500, {"fault": {"faultstring": text, "detail": detail}})
-        code.state = "used"
-        if not code.fits(verifier):
+            self.device_codes[device_code] = "failed"
+            return says(500, USED_UP)
+        self.device_codes[device_code] = "used"
+        if not fits(verifier, challenge):
             return oauth_error(400, "invalid_grant")
         self.sign_ins += 1
-        return says(200, self.new_tokens(self.scope))
+        return says(200, self.new_tokens(SCOPE))
 
     # The API
 
@@ -359,25 +321,17 @@ class CarData(Door):
         return self.lost_container_refusal()
 
     def next_reading(self, descriptors: set[str]) -> Answer:
-        item = self.readings.pop(0) if len(self.readings) > 1 else self.readings[0]
+        item = self.next_item()
         if callable(item):
             return item
         data = item.get("telematicData")
         if isinstance(data, dict):
             kept = {name: entry for name, entry in data.items() if name in descriptors}
             item = {**item, "telematicData": kept}
-        body = json.dumps(item)
-
-        def send(handler: Handler) -> None:
-            handler.reply(200, body, Content_Type="application/json")
-            with self.changed:
-                self.served += 1
-                self.changed.notify_all()
-
-        return send
+        return self.serving(item)
 
     def lost_container_refusal(self) -> Answer:
-        return self.refusal(self.lost_container, "No permission for this container")
+        return self.refusal((403, "CU-105"), "No permission for this container")
 
     def token_refusal(self) -> Answer:
         status, code = self.expiry_refusal
@@ -393,10 +347,7 @@ class CarData(Door):
 
     @staticmethod
     def refuse(handler: Handler, status: int, code: str, message: str) -> None:
-        handler.reply(
-            status,
-            {"exveErrorId": code, "exveErrorRef": "x", "exveErrorMsg": message, "exveNote": ""},
-        )
+        handler.reply(status, {"exveErrorId": code, "exveErrorRef": "x", "exveErrorMsg": message})
 
     def expire_token(self, handler: Handler) -> None:
         """As a reading: the access token that was just used has expired."""
@@ -428,10 +379,8 @@ class Client:
         self.cardata = cardata
         self.memory = memory
         self.door = i3charge.CarData(settings, memory, save, may_ask=attended, by_hand=by_hand)
+        self.poll = self.door.poll
         self.failures = 0  # consecutive
-
-    def poll(self) -> i3charge.Report:
-        return self.door.poll()
 
     def problem(self) -> i3charge.Trouble | None:
         """Poll; return why there is no report, or None if there is one."""

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # by hand, nobody else does
 
@@ -45,6 +45,7 @@ class Habits:
         self.has_plug = dice.random() < 0.7  # the plug's word is shown
         self.full_at = 99.0 if dice.random() < 0.25 else 100.0  # with its goal as the reason
         self.kw = dice.choice([2.3, 3.7, 7.4, 11.0])
+        self.percent_a_second = self.kw / BATTERY_KWH * 100 / HOUR_S
         # Its words
         self.is_late = dice.random() < 0.5  # they can take up to 90 minutes
         self.is_each_late = dice.random() < 0.5  # each by itself, not those of a moment together
@@ -56,10 +57,6 @@ class Habits:
         self.hv_lag_s = dice.choice([1.0, 20.0, 60.0]) * MINUTE_S
         self.wild = dice.choice([0.0, 0.01, 0.03])  # of the predictions: null, or anything
         self.departure_stands = dice.random() < 0.4  # it predicts from the charge of a departure
-
-    @property
-    def percent_a_second(self) -> float:
-        return self.kw / BATTERY_KWH * 100 / HOUR_S
 
 
 class Word(NamedTuple):
@@ -89,13 +86,13 @@ class Charge:
 
 
 class Life:
-    """A car through some weeks. All of it is lived at first; then it is only looked at."""
+    """A car through three weeks. All of it is lived at first; then it is only looked at."""
 
-    def __init__(self, seed: int, weeks: float = 3) -> None:
+    def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
         self.habits = Habits(self.dice)
         self.now_s = BEGINS_S
-        self.ends_s = BEGINS_S + weeks * 7 * DAY_S
+        self.ends_s = BEGINS_S + 3 * 7 * DAY_S
         self.charge = float(self.dice.randint(30, 90))
         self.charges: list[Charge] = []
         self.words: dict[str, list[Word]] = {}
@@ -118,7 +115,6 @@ class Life:
         if self.charge > 25 and dice.random() < 0.15:  # it is parked without a plug
             self.waits(dice.uniform(1, 12) * HOUR_S)
             return
-
         self.waits(dice.uniform(0.5, 15) * MINUTE_S)
         self.plugs_in()
         if dice.random() < 0.35:
@@ -139,7 +135,6 @@ class Life:
 
     def waits(self, seconds: float, charge: float | None = None) -> None:
         """Let time go by; meanwhile the charge may change evenly."""
-        self.track.append((self.now_s, self.charge))
         self.now_s += seconds
         self.charge = self.charge if charge is None else charge
         self.track.append((self.now_s, self.charge))
@@ -177,8 +172,7 @@ class Life:
     def charges_up(self) -> None:
         """A charge to its end; one that was stopped may be followed by another."""
         dice, full_at = self.dice, self.habits.full_at
-        ends: list[End] = ["full", "stopped", "away"]
-        (end,) = dice.choices(ends, [0.8, 0.12, 0.08])
+        (end,) = dice.choices(get_args(End), [0.8, 0.12, 0.08])
         goal = full_at
         if end != "full":
             goal = self.charge + (full_at - self.charge) * dice.uniform(0.1, 0.9)
@@ -208,17 +202,14 @@ class Life:
         self.charges.append(charge)
         self.goes_on_charging()
         if self.dice.random() < 0.3:
-            rate = self.habits.percent_a_second
-            four_minutes_s = 4 * MINUTE_S
-            later = min(self.charge + rate * four_minutes_s, self.habits.full_at - 0.01)
-            self.waits(four_minutes_s, later)
+            later = self.charge + self.habits.percent_a_second * 4 * MINUTE_S
+            self.waits(4 * MINUTE_S, min(later, self.habits.full_at - 0.01))
         self.says_charge(misses=self.habits.misses_at_beginning)
         return charge
 
     def goes_on_charging(self) -> None:
         self.says("status", "CHARGINGACTIVE")
-        left_s = self.seconds_to(self.habits.full_at)
-        self.says("minutes", str(int(left_s / MINUTE_S) + 1))
+        self.says("minutes", str(int(self.seconds_to(self.habits.full_at) / MINUTE_S) + 1))
         self.hv("CHARGING")
 
     def pauses(self, seconds: float) -> None:
@@ -302,10 +293,10 @@ class Life:
                     words.append(Word(again_s, again_s + MINUTE_S, word.value))
 
     def notes_when_ends_are_hidden(self) -> None:
-        moves_s = sorted(word.said_s for word in self.words["plug"])
-        begins_s = [charge.begins_s for charge in self.charges]
+        moves_s = [word.said_s for word in self.words["plug"]]
+        moves_s += [charge.begins_s for charge in self.charges]
         for charge in self.charges:
-            later_s = [at_s for at_s in (*moves_s, *begins_s) if at_s > charge.ends_s + 1]
+            later_s = [at_s for at_s in moves_s if at_s > charge.ends_s + 1]
             charge.hidden_s = min(later_s, default=self.ends_s)
 
     # What BMW makes of it
@@ -334,10 +325,8 @@ class Life:
         header, plug, status = [self.shown(each, now_s) for each in ("header", "plug", "status")]
         if not header or not plug or not status:
             return None
-        is_of_departure = header.said_s < plug.said_s
-        if status.value != "CHARGINGACTIVE":
-            return header.value
-        if is_of_departure and self.habits.departure_stands:
+        is_of_departure = header.said_s < plug.said_s and self.habits.departure_stands
+        if is_of_departure or status.value != "CHARGINGACTIVE":
             return header.value
         return str(int(self.true_charge(now_s)))
 
@@ -395,11 +384,8 @@ class Verdict:
         for told in self.told("full"):
             ended = [charge for charge in self.real if charge.ends_s <= told.at_s]
             # What is shown late can be of the charge before an errand.
-            full = [
-                charge.ends_s
-                for charge in ended[-2:]
-                if charge.end == "full" and told.at_s - charge.ends_s < self.FORGOTTEN_S
-            ]
+            full = [charge.ends_s for charge in ended[-2:] if charge.end == "full"]
+            full = [ends_s for ends_s in full if told.at_s - ends_s < self.FORGOTTEN_S]
             untold = [ends_s for ends_s in full if ends_s not in told_of]
             told_of |= set(untold[-1:])
             self.full_late_s += [told.at_s - ends_s for ends_s in untold[-1:]]
@@ -453,8 +439,7 @@ class Verdict:
 
 
 def verdicts(seeds: range) -> Iterator[tuple[int, Verdict]]:
-    for seed in seeds:
-        yield seed, Verdict(seed)
+    return ((seed, Verdict(seed)) for seed in seeds)
 
 
 def main(lives: int = 30, first: int = 0) -> None:

@@ -17,7 +17,22 @@ from i3charge import ChargeWatch, Memory
 
 MIDNIGHT = datetime(2026, 8, 17, 22, 0, tzinfo=timezone.utc)
 
-Words = dict[str, str]  # such as {"status": "CHARGINGACTIVE@18:00", "header": "40@18:04"}
+# A value and its time, such as {"status": "CHARGINGACTIVE@18:00", "header": "40@18:04"}. Without
+# a time it is stamped with that of the poll, as BMW stamps its own; "" leaves it out.
+Words = dict[str, str]
+
+
+def begin(at: str) -> Words:
+    """The car is plugged in, and charges at once."""
+    return {"plug": f"CONNECTED@{at}", "status": f"CHARGINGACTIVE@{at}"}
+
+
+def end(at: str, percent: int) -> Words:
+    return {"status": f"CHARGINGENDED@{at}", "header": f"{percent}@{at}"}
+
+
+def rest(at: str, percent: int, plug: str = "CONNECTED") -> Words:
+    return {"plug": f"{plug}@{at}", "status": f"NOCHARGING@{at}", "header": f"{percent}@{at}"}
 
 
 def moment(clock: str) -> datetime:
@@ -26,18 +41,12 @@ def moment(clock: str) -> datetime:
     return MIDNIGHT + timedelta(days=int(day or 1) - 1, hours=int(hours), minutes=int(minutes))
 
 
-def clock_of(now: datetime) -> str:
-    day, rest = divmod(now - MIDNIGHT, timedelta(days=1))
-    return f"{day + 1} {rest.seconds // 3600}:{rest.seconds % 3600 // 60:02}"
-
-
 def answer(words: Words, now: datetime) -> dict[str, object]:
-    """BMW's answer. A word without a time is stamped with `now`, as BMW stamps its own."""
+    """What BMW answers."""
     values: dict[str, object] = {}
     for name, word in words.items():
         value, _, said = word.partition("@")
-        stamp = moment(said) if said else now
-        timestamp = f"{stamp:%Y-%m-%dT%H:%M:%S.%fZ}"
+        timestamp = f"{moment(said) if said else now:%Y-%m-%dT%H:%M:%S.%fZ}"
         values[NAMES[name]] = {"value": value or None, "timestamp": timestamp}
     return values
 
@@ -46,12 +55,11 @@ class Bmw:
     """BMW, and the script that polls it."""
 
     def __init__(self, notify_at: float = 0, interval_s: float = 2400, /, **words: str) -> None:
-        self.words: Words = {}
+        self.words = words
         self.notify_at = notify_at
         self.interval_s = interval_s
         self.memory = Memory("client", "WBY00000000000000")
         self.start()
-        self.shows(**words)
 
     def start(self) -> None:
         self.watch = ChargeWatch(self.memory, self.notify_at, self.interval_s)
@@ -59,60 +67,40 @@ class Bmw:
     def restart(self) -> None:
         """The script ends, and starts again with what it has kept."""
         kept = json.loads(json.dumps(dataclasses.asdict(self.memory)))
-        memory = i3charge.restored(Memory(), kept)
-        memory.last = i3charge.restored_reading(kept["last"])
-        memory.journal = list(i3charge.observations_in(kept["journal"]))
-        self.memory = memory
+        self.memory = i3charge.restored(Memory(), kept)
+        self.memory.last = i3charge.restored_reading(kept["last"])
+        self.memory.journal = list(i3charge.observations_in(kept["journal"]))
         self.start()
-
-    def shows(self, **words: str) -> None:
-        """A descriptor's value and its time; "" for one that is left out."""
-        self.words.update(words)
 
     def polled(self, clock: str, computer_is_ahead_h: float = 0, /, **words: str) -> list[str]:
         """Poll; return the news, such as "full: Fully charged." """
-        self.shows(**words)
+        self.words.update(words)
         now = moment(clock)
-        values = answer(self.words, now)
         computer_s = now.timestamp() + computer_is_ahead_h * 3600
-        report = i3charge.report_in(values, computer_s)
+        report = i3charge.report_in(answer(self.words, now), computer_s)
         _, self.reading, news = self.watch.observe(report)
         return [f"{one.kind}: {one.text}" for one in news]
 
-    def polled_until(
-        self,
-        until: str,
-        story: dict[str, Words] | None = None,
-        first: str = "0:00",
-        every: int = 40,
-    ) -> list[str]:
-        """Poll from `first` on, while the story is shown; return all news but steps."""
-        told = []
-        now = moment(first)
-        changes = sorted((moment(clock), words) for clock, words in (story or {}).items())
-        while now <= moment(until):
-            for shown, words in changes:
-                if shown <= now:
-                    self.shows(**words)
-            found = self.polled(clock_of(now))
-            told += [news for news in found if not news.startswith("step")]
-            now += timedelta(minutes=every)
-        return told
+    def at(self, clock: str, /, **words: str) -> str:
+        """Poll; return the kinds of news and what is shown, such as "full, 100% full"."""
+        return ", ".join([*kinds(self.polled(clock, **words)), self.line])
 
     @property
     def line(self) -> str:
         return f"{self.reading.percent_text} {self.reading.status}"
 
     @property
-    def age(self) -> str:
-        """How old the line says that it is."""
-        return i3charge.text_line(self.reading, "").partition("car: ")[2].replace(" ago", "")
-
-    @property
     def next_poll_min(self) -> float:
         """The minutes to the next poll, after one that took ten seconds."""
         began_s = self.reading.taken_s - 10
         return (self.watch.next_poll_s(self.reading, began_s) - began_s) / 60
+
+
+def seen(clock: str, notify_at: float = 0, /, **words: str) -> Bmw:
+    """A car whose first poll tells nothing."""
+    bmw = Bmw(notify_at, **words)
+    assert bmw.polled(clock) == []
+    return bmw
 
 
 def kinds(news: list[str]) -> list[str]:

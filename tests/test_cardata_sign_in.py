@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import ENDINGS, Clock, Start
 from fake_bmw import VIN, Answer, Handler, Recorder, says
-from fake_cardata import CarData, Client, oauth_error
+from fake_cardata import ADDRESS, USED_UP, CarData, Client, oauth_error
 
 import i3charge
 from i3charge import Memory, News, Trouble
@@ -24,7 +24,6 @@ MINUTE_S = 60
 HOUR_S = 60 * MINUTE_S
 INTERVAL_S = 40 * MINUTE_S
 INTERVAL = str(INTERVAL_S * 1000)
-ADDRESS = "https://customer.bmwgroup.com/oneid/link"
 NOT_CONFIRMED = "the code was not confirmed in time; restart i3charge to get a new one at once"
 
 
@@ -55,11 +54,14 @@ def waits(client: Client) -> Trouble:
 
 
 class Wait:
-    """Polls as the loop does, until there is a report, and notes the minutes of what happens."""
+    """Polls as the loop does, until there is a report, and notes the minutes of what happens.
 
-    def __init__(self, client: Client, clock: Clock, hours: float) -> None:
+    Nobody confirms a code, but for `pending`.
+    """
+
+    def __init__(self, client: Client, clock: Clock, hours: float, pending: int = 100_000) -> None:
         cardata = client.cardata
-        cardata.interval_s = 20
+        cardata.interval_s, cardata.pending = 20, pending
         self.codes: list[int] = []  # told to the owner
         self.renewals: list[int] = []  # of the old refresh token
         self.said: set[str] = set()
@@ -99,16 +101,15 @@ def test_code_is_told_with_its_address_its_time_and_the_next_one(
     assert trouble.wait_s == cardata.interval_s
 
 
-def test_owner_is_waited_for_without_a_word_and_without_requests(
-    cardata: CarData, new: Client
-) -> None:
+def test_owner_is_waited_for_without_a_word_and_without_requests(new: Client) -> None:
+    cardata = new.cardata
     cardata.pending = 1
     waits(new)
     cardata.token_answers = [says(403, "<html>"), oauth_error(400, "slow_down")]
     found = [waits(new) for _ in range(3)]
-    assert [str(each) for each in found] == [""] * 3
     pause_s = cardata.interval_s
-    assert [each.wait_s for each in found] == [pause_s, pause_s + 5, pause_s + 5]
+    pauses_s = [pause_s, pause_s + 5, pause_s + 5]
+    assert [(str(each), each.wait_s) for each in found] == [("", each) for each in pauses_s]
     assert cardata.spent == 0
     assert new.poll()
     assert new.memory.sign_in.refresh_token == cardata.refresh_token
@@ -134,7 +135,6 @@ def test_code_outlasts_its_time_and_answers_of_no_use(
 def test_code_is_told_at_once_then_after_an_hour_then_every_six_hours(
     cardata: CarData, new: Client, signed_out: Client, clock: Clock, has_worked: bool
 ) -> None:
-    cardata.pending = 100_000
     wait = Wait(signed_out if has_worked else new, clock, 20)
     # BMW is asked twice, a minute apart, whether it renews a sign-in that has worked.
     first = 1 if has_worked else 0
@@ -146,7 +146,6 @@ def test_code_is_told_at_once_then_after_an_hour_then_every_six_hours(
 def test_start_by_hand_gives_a_code_at_once_and_another_start_the_kept_schedule(
     cardata: CarData, new: Client, clock: Clock
 ) -> None:
-    cardata.pending = 100_000
     Wait(new, clock, 2)  # the next code comes after five hours
     next_clock = i3charge.clock_at(new.memory.sign_in.next_code_s, clock.now_s)
     trouble = waits(Client(cardata, new.memory))
@@ -190,12 +189,9 @@ def test_code_is_asked_for_at_once_if_the_clock_was_far_ahead(new: Client, clock
 def test_refused_code_is_followed_at_once_and_further_ones_after_an_hour(
     cardata: CarData, new: Client, clock: Clock
 ) -> None:
-    cardata.pending, cardata.codes_that_fail = 0, 4
-    assert Wait(new, clock, 3.5).codes == [0, 0, 61, 121, 181]
+    cardata.codes_that_fail = 4
+    assert Wait(new, clock, 3.5, pending=0).codes == [0, 0, 61, 121, 181]
     assert cardata.sign_ins == 1
-
-
-USED_UP = {"fault": {"detail": {"errorcode": "keymanagement.service.invalid_access_token"}}}
 
 
 @pytest.mark.parametrize(
@@ -223,15 +219,14 @@ def test_refusal_of_a_code_is_said_and_the_next_code_works(
 
 def test_code_that_bmw_calls_expired_is_over(cardata: CarData, new: Client) -> None:
     waits(new)
-    cardata.expired_codes = {"secret-device-1"}
+    cardata.token_answers = [oauth_error(401, "expired_token")]
     assert str(waits(new)) == NOT_CONFIRMED
     assert "the next code comes at" in str(waits(new))
 
 
 def test_old_refresh_token_is_tried_at_every_growing_pause_code_or_no_code(
-    cardata: CarData, signed_out: Client, clock: Clock
+    signed_out: Client, clock: Clock
 ) -> None:
-    cardata.pending = 100_000
     renewals = Wait(signed_out, clock, 8).renewals
     assert renewals[:6] == [0, 1, 3, 7, 15, 31]
     assert all(later - earlier <= 40 for earlier, later in zip(renewals, renewals[1:]))
@@ -239,11 +234,9 @@ def test_old_refresh_token_is_tried_at_every_growing_pause_code_or_no_code(
 
 
 @pytest.mark.parametrize("minutes", [3, 20])
-def test_outage_of_minutes_costs_no_sign_in(
-    cardata: CarData, signed_in: Client, clock: Clock, minutes: int
-) -> None:
+def test_outage_of_minutes_costs_no_sign_in(signed_in: Client, clock: Clock, minutes: int) -> None:
     """The first one ends while the owner's code is good, the second one after that."""
-    cardata.pending = 100_000
+    cardata = signed_in.cardata
     good, cardata.refresh_token = cardata.refresh_token, "another"
     Wait(signed_in, clock, minutes / 60)
     cardata.refresh_token = good
@@ -254,21 +247,19 @@ def test_outage_of_minutes_costs_no_sign_in(
 # --- A client id that BMW refuses -----------------------------------------------------
 
 
-def test_client_id_that_bmw_does_not_know_ends_a_first_sign_in(
-    cardata: CarData, new: Client
-) -> None:
-    cardata.client_id = "another"
+def test_client_id_that_bmw_does_not_know_ends_a_first_sign_in(new: Client) -> None:
+    new.cardata.client_id = "another"
     with pytest.raises(i3charge.CannotGoOn) as caught:
         new.poll()
     assert caught.value.exit_status == 1
-    assert caught.value.lines[0].startswith(
-        "BMW refuses the sign-in (invalid_client): check CARDATA_CLIENT_ID"
-    )
+    said = "BMW refuses the sign-in (invalid_client): check CARDATA_CLIENT_ID"
+    assert caught.value.lines[0].startswith(said)
 
 
 def test_refused_client_id_goes_on_being_tried_if_it_has_worked(
-    cardata: CarData, signed_in: Client, clock: Clock
+    signed_in: Client, clock: Clock
 ) -> None:
+    cardata = signed_in.cardata
     cardata.client_id = "another"
     assert "trying once more" in str(signed_in.refused())
     for _ in range(2):
@@ -284,10 +275,8 @@ def test_refused_client_id_goes_on_being_tried_if_it_has_worked(
     assert signed_in.poll()
 
 
-def test_owner_of_a_client_id_that_is_not_let_in_yet_is_told_what_to_subscribe(
-    cardata: CarData, new: Client
-) -> None:
-    cardata.device_answers = [says(403, "<html>")]
+def test_owner_of_a_client_id_that_is_not_let_in_yet_is_told_what_to_subscribe(new: Client) -> None:
+    new.cardata.device_answers = [says(403, "<html>")]
     trouble = new.refused()
     assert str(trouble).endswith(i3charge.SUBSCRIBE_ADVICE)
     assert trouble.news == News("error", str(trouble))
@@ -307,18 +296,16 @@ def test_token_is_renewed_shortly_before_it_expires(cardata: CarData, clock: Clo
     assert cardata.refreshes == 1
 
 
-def test_answer_without_a_refresh_token_keeps_the_good_one(
-    cardata: CarData, signed_in: Client
-) -> None:
+def test_answer_without_a_refresh_token_keeps_the_good_one(signed_in: Client) -> None:
+    cardata = signed_in.cardata
     token = cardata.refresh_token
     cardata.token_answers = [says(200, {"access_token": cardata.access_token})]
     assert signed_in.poll()
     assert signed_in.memory.sign_in.refresh_token == token
 
 
-def test_useless_answer_does_not_count_as_a_refusal_of_the_refresh_token(
-    cardata: CarData, signed_in: Client
-) -> None:
+def test_useless_answer_does_not_count_as_a_refusal_of_the_refresh_token(signed_in: Client) -> None:
+    cardata = signed_in.cardata
     cardata.token_answers = [says(500), says(401), says(403, "<html>"), says(200)]
     for status in (500, 401, 403, 200):
         assert str(signed_in.refused()).endswith(f"(HTTP {status})")
@@ -331,9 +318,8 @@ def test_refresh_token_is_not_spent_if_the_new_one_cannot_be_kept(cardata: CarDa
     works = False
     client = Client(cardata, memory, save=lambda: works)
     trouble = client.refused()
-    assert (
-        str(trouble) == "no readings until the disk works again: a new sign-in could not be saved"
-    )
+    said = "no readings until the disk works again: a new sign-in could not be saved"
+    assert str(trouble) == said
     assert trouble.news == News("error", str(trouble))
     assert cardata.requests == []
     works = True
@@ -358,11 +344,9 @@ def test_sign_in_that_is_not_for_cardata_is_made_anew(cardata: CarData, signed_i
     assert not signed_in.memory.sign_in.is_out_of_scope
 
 
-def test_sign_in_that_is_not_for_cardata_is_never_renewed(
-    cardata: CarData, signed_in: Client, clock: Clock
-) -> None:
+def test_sign_in_that_is_not_for_cardata_is_never_renewed(signed_in: Client, clock: Clock) -> None:
+    cardata = signed_in.cardata
     cardata.token_scope = "authenticate_user openid"
-    cardata.pending = 100_000
     wait = Wait(signed_in, clock, 8)
     assert wait.renewals == [0]  # before anybody knew
     assert wait.codes == [1, 61, 7 * 60 + 1]

@@ -5,28 +5,25 @@ from __future__ import annotations
 from datetime import datetime
 
 import pytest
-from story import Bmw, Words, kinds
+from story import Bmw, Words, end, kinds, rest, seen
 
 import i3charge
 from i3charge import News
 
-FULL_AT_TEN: Words = {"status": "CHARGINGENDED@22:00", "header": "100@22:00"}
+FULL_AT_TEN: Words = end("22:00", 100)
 
 
 @pytest.fixture
 def night() -> Bmw:
     """The car is plugged in, at 41 %, and was polled at 20:00."""
-    bmw = Bmw(plug="CONNECTED@19:50", status="NOCHARGING@19:50", header="41@19:50")
-    assert bmw.polled("20:00") == []
-    return bmw
+    return seen("20:00", **rest("19:50", 41))
 
 
 def charging(
     percent: int = 60, left: int = 160, notify_at: float = 0, interval_s: float = 2400
 ) -> Bmw:
     """It charges since 20:00, when it said how many minutes are left; just polled."""
-    rest: Words = {"plug": "CONNECTED@19:00", "status": "NOCHARGING@19:00", "header": "40@19:00"}
-    bmw = Bmw(notify_at, interval_s, **rest)
+    bmw = Bmw(notify_at, interval_s, **rest("19:00", 40))
     bmw.polled("19:10")
     begin: Words = {"status": "CHARGINGACTIVE@20:00", "header": f"{percent}@20:00"}
     bmw.polled("20:00", **begin, minutes=f"{left}@20:00")
@@ -37,23 +34,17 @@ def charging(
 
 
 def test_a_whole_charge_is_told(night: Bmw) -> None:
-    night.shows(predicted="41")
+    begin = {"status": "CHARGINGACTIVE@20:02", "header": "41@20:02", "minutes": "118@20:02"}
+    full = "full: Fully charged: 41 → 100% in 1 h 58 min. The charging station can be freed."
     story: list[tuple[str, Words, list[str]]] = [
-        (
-            "20:10",
-            {"status": "CHARGINGACTIVE@20:02", "header": "41@20:02", "minutes": "118@20:02"},
-            ["started: Charging from 41%, full about 22:00"],
-        ),
+        ("20:05", {"predicted": "41"}, []),
+        ("20:10", begin, ["started: Charging from 41%, full about 22:00"]),
         ("20:30", {"predicted": "45"}, []),
         ("20:40", {"predicted": "46"}, ["step: ~46% charged, full about 22:00"]),
         ("21:20", {"predicted": "60"}, ["step: ~60% charged, full about 22:00"]),
         ("21:50", {"predicted": "64"}, ["soon: Full in about 10 min, at 22:00"]),
         ("21:55", {"predicted": "68"}, []),
-        (
-            "22:02",
-            FULL_AT_TEN,
-            ["full: Fully charged: 41 → 100% in 1 h 58 min. The charging station can be freed."],
-        ),
+        ("22:02", FULL_AT_TEN, [full]),
         ("22:59", {}, []),
         ("23:01", {}, ["still: Full since 22:00, and still plugged in"]),
         ("23:41", {}, []),
@@ -71,8 +62,7 @@ def test_unplugged_car_frees_no_station(night: Bmw) -> None:
 
 @pytest.mark.parametrize("plug", ["", "DISCONNECTED@22:30"])
 def test_still_is_told_only_if_the_plug_is_known_to_be_in(plug: str) -> None:
-    bmw = Bmw(status="NOCHARGING@19:50", header="41@19:50")
-    bmw.polled("20:00")
+    bmw = seen("20:00", status="NOCHARGING@19:50", header="41@19:50")
     bmw.polled("20:10", status="CHARGINGACTIVE@20:02", header="41@20:02")
     assert kinds(bmw.polled("22:10", **FULL_AT_TEN)) == ["full"]
     assert bmw.polled("23:10", plug=plug) == []
@@ -85,32 +75,33 @@ def test_step_counts_from_the_lowest_percentage_since_the_last_news(night: Bmw) 
     assert night.polled("20:50", predicted="47") == ["step: ~47% charged"]
 
 
+def test_soon_is_told_at_a_first_report() -> None:
+    bmw = Bmw(status="CHARGINGACTIVE@10:00", minutes="120@10:00")
+    assert bmw.polled("11:55", header="96@11:50") == ["soon: Full in about 5 min, at 12:00"]
+
+
 def test_soon_is_not_told_of_a_time_that_has_passed() -> None:
-    bmw = charging(97, left=2)
-    assert kinds(bmw.polled("20:20")) == []
+    assert charging(97, left=2).polled("20:20") == []
 
 
 def test_overdue_is_told_half_an_hour_after_it_should_have_been_full() -> None:
     bmw = charging(90, left=30)
     assert "overdue" not in kinds(bmw.polled("20:59"))
-    expected = "Expected full at 20:30, but BMW has not confirmed it. Please check the car."
-    assert bmw.polled("21:00") == [f"overdue: {expected}"]
+    message = "Expected full at 20:30, but BMW has not confirmed it. Please check the car."
+    assert bmw.polled("21:00") == [f"overdue: {message}"]
     assert bmw.polled("21:40") == []
 
 
 def test_overdue_is_told_20_hours_after_it_began() -> None:
-    bmw = Bmw(plug="CONNECTED@19:00", status="NOCHARGING@19:00", header="40@19:00")
-    bmw.polled("19:10")
+    bmw = seen("19:10", **rest("19:00", 40))
     bmw.polled("20:00", status="CHARGINGACTIVE@20:00")
     assert bmw.polled("2 15:59") == []
-    message = "BMW reports 20 h of charging. Please check the car."
-    assert bmw.polled("2 16:00") == [f"overdue: {message}"]
+    assert bmw.polled("2 16:00") == ["overdue: BMW reports 20 h of charging. Please check the car."]
 
 
 def test_estimate_that_is_older_than_a_day_is_not_waited_for() -> None:
-    bmw = charging(40, left=60)
-    message = "BMW reports 3 days of charging. Please check the car."
-    assert bmw.polled("4 20:00") == [f"overdue: {message}"]
+    told = charging(40, left=60).polled("4 20:00")
+    assert told == ["overdue: BMW reports 3 days of charging. Please check the car."]
 
 
 def test_estimate_of_before_a_pause_is_not_waited_for() -> None:
@@ -144,8 +135,7 @@ def test_message_names_the_day_of_a_time_of_another_day(night: Bmw) -> None:
     night.polled("20:10", status="CHARGINGACTIVE@20:02", header="41@20:02", minutes="1300@20:02")
     assert night.reading.full_clock == "Wed 17:42"
     night.polled("22:10", **FULL_AT_TEN)
-    still = "still: Full since Tue 22:00, and still plugged in"
-    assert night.polled("2 19:00") == [still]
+    assert night.polled("2 19:00") == ["still: Full since Tue 22:00, and still plugged in"]
 
 
 def test_durations_are_said_as_one_says_them() -> None:
@@ -175,10 +165,9 @@ def test_silence_in_a_charge_is_news_after_two_intervals_and_an_hour(
 ) -> None:
     bmw = charging(60, 900, interval_s=interval_s)
     at_s = bmw.reading.taken_s + minutes * 60
-    news = i3charge.silence_news(bmw.reading, interval_s, at_s)
     since = "Tue 20:00" if minutes > 239 else "20:00"
-    message = f"No word from BMW since {since} (60%, charging)"
-    assert news == (News("error", message) if is_told else None)
+    news = News("error", f"No word from BMW since {since} (60%, charging)")
+    assert i3charge.silence_news(bmw.reading, interval_s, at_s) == (news if is_told else None)
 
 
 def test_silence_outside_of_a_charge_is_no_news(night: Bmw) -> None:
@@ -189,24 +178,25 @@ def test_silence_outside_of_a_charge_is_no_news(night: Bmw) -> None:
 
 
 @pytest.mark.parametrize(
-    ("percent", "left", "notify_at", "minutes"),
+    ("percent", "left", "settings", "minutes"),
     [
-        (60, 400, 0, 40),  # 5 % take longer than the interval
-        (60, 160, 0, 20.6),  # 5 %, and a little for the rounding
-        (60, 160, 64, 16.6),  # the owner's own percentage comes first
-        (60, 40, 0, 10.2),  # ten minutes between two polls at the least
-        (97, 34, 0, 24.2),  # ten minutes before full
-        (97, 9, 0, 11.2),  # two minutes after it
-        (97, 3, 0, 10.2),
-        (99, 55, 0, 45.2),  # a regular poll waits for the one before full
-        (85, 25, 0, 15.2),  # 5 % in 8 minutes, and full soon in 15
+        (60, 400, {}, 40),  # 5 % take longer than the interval
+        (60, 160, {}, 20.6),  # 5 %, and a little for the rounding
+        (60, 160, {"notify_at": 64}, 16.6),  # the owner's own percentage comes first
+        (60, 40, {}, 10.2),  # ten minutes between two polls at the least
+        (97, 34, {}, 24.2),  # ten minutes before full
+        (97, 9, {}, 11.2),  # two minutes after it
+        (97, 9, {"interval_s": 60}, 1),  # a short interval is kept
+        (97, 9, {"interval_s": 599}, 599 / 60),
+        (97, 3, {}, 10.2),
+        (99, 55, {}, 45.2),  # a regular poll waits for the one before full
+        (85, 25, {}, 15.2),  # 5 % in 8 minutes, and full soon in 15
     ],
 )
 def test_poll_is_made_when_news_is_due(
-    percent: int, left: int, notify_at: float, minutes: float
+    percent: int, left: int, settings: dict[str, float], minutes: float
 ) -> None:
-    bmw = charging(percent, left, notify_at=notify_at)
-    assert bmw.next_poll_min == pytest.approx(minutes, abs=0.1)
+    assert charging(percent, left, **settings).next_poll_min == pytest.approx(minutes, abs=0.1)
 
 
 def test_car_that_should_be_full_by_now_is_asked_again_soon() -> None:
@@ -218,11 +208,6 @@ def test_car_that_should_be_full_by_now_is_asked_again_soon() -> None:
 def test_without_an_estimate_the_interval_counts(night: Bmw) -> None:
     night.polled("20:40", status="CHARGINGACTIVE@20:30")
     assert night.next_poll_min == 40
-
-
-@pytest.mark.parametrize("interval_s", [60, 599])
-def test_shorter_interval_is_kept(interval_s: float) -> None:
-    assert charging(97, 9, interval_s=interval_s).next_poll_min == interval_s / 60
 
 
 def test_early_polls_without_anything_new_are_limited() -> None:

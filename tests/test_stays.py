@@ -6,37 +6,31 @@ Each test is a story of one or more polls; see story.py.
 from __future__ import annotations
 
 import pytest
-from story import Bmw, Words, kinds
+from story import Bmw, Words, begin, end, kinds, rest, seen
+
+import i3charge
 
 
-def parked(header: str = "60", **words: str) -> Bmw:
+def parked(percent: int = 60, notify_at: float = 0, /, **words: str) -> Bmw:
     """A car away from any plug, which was polled at 00:10."""
-    at_rest = {"plug": "DISCONNECTED@00:00", "status": "NOCHARGING@00:00"}
-    bmw = Bmw(**{**at_rest, "header": f"{header}@00:00", **words})
-    assert bmw.polled("00:10") == []
-    return bmw
+    return seen("00:10", notify_at, **{**rest("00:00", percent, "DISCONNECTED"), **words})
 
 
-def charging(percent: str = "41", **words: str) -> Bmw:
+def charging(percent: int = 41, notify_at: float = 0, /, **words: str) -> Bmw:
     """A car that charges since 10:00, which was polled at 10:10."""
-    bmw = parked(percent)
-    begin = {"plug": "CONNECTED@10:00", "status": "CHARGINGACTIVE@10:00"}
-    assert kinds(bmw.polled("10:10", **{**begin, "header": f"{percent}@10:00", **words}))
+    bmw = parked(percent, notify_at)
+    assert kinds(bmw.polled("10:10", **{**begin("10:00"), "header": f"{percent}@10:00", **words}))
     return bmw
 
 
-FULL_AT_TWO: Words = {
-    "plug": "CONNECTED@00:30",
-    "status": "CHARGINGENDED@02:00",
-    "header": "100@02:00",
-}
+FULL_AT_TWO: Words = {"plug": "CONNECTED@00:30", **end("02:00", 100)}
 
 
 @pytest.fixture
 def full() -> Bmw:
     """It was full at 02:00, which was told, and is still plugged in."""
     bmw = parked()
-    bmw.polled("00:40", plug="CONNECTED@00:30", status="CHARGINGACTIVE@00:30")
+    bmw.polled("00:40", **begin("00:30"))
     assert kinds(bmw.polled("02:05", **FULL_AT_TWO)) == ["full"]
     return bmw
 
@@ -50,11 +44,8 @@ def test_goal_makes_the_car_full_before_its_percentage_arrives(status: str) -> N
     assert kinds(bmw.polled("14:03")) == ["soon"]
     (full,) = bmw.polled("14:11", status=status, reason="CHARGING_GOAL_REACHED@14:10")
     assert full.startswith("full: Fully charged: 41 → 100% in 4 h 10 min.")
-    assert bmw.line == "~99% full"
-    assert bmw.polled("14:51") == []
-    assert bmw.line == "~99% full"
-    assert kinds(bmw.polled("15:24", header="100@14:10")) == ["still"]
-    assert bmw.line == "100% full"
+    assert bmw.at("14:51") == "~99% full"
+    assert bmw.at("15:24", header="100@14:10") == "still, 100% full"
 
 
 @pytest.mark.parametrize(
@@ -66,10 +57,15 @@ def test_goal_makes_the_car_full_before_its_percentage_arrives(status: str) -> N
 )
 def test_at_99_percent_the_reason_decides(reason: str, told: str) -> None:
     bmw = charging()
-    end: Words = {"status": "CHARGINGENDED@12:00", "header": "99@12:00"}
-    assert kinds(bmw.polled("12:05", **end)) == []
+    assert bmw.polled("12:05", **end("12:00", 99)) == []
     (news,) = bmw.polled("12:45", reason=reason)
     assert news.startswith(told)
+
+
+def test_at_99_percent_without_a_reason_the_charge_has_stopped() -> None:
+    bmw = charging()
+    assert bmw.polled("12:05", **end("12:00", 99)) == bmw.polled("13:29") == []
+    assert kinds(bmw.polled("13:31")) == ["stopped"]
 
 
 @pytest.mark.parametrize(
@@ -84,42 +80,33 @@ def test_stop_waits_if_the_last_percentage_leaves_open_that_the_car_is_full(
         assert kinds(bmw.polled("12:45", header="100@12:00")) == ["full"]
 
 
-def test_goal_below_99_percent_is_not_full() -> None:
-    bmw = charging()
-    goal: Words = {"header": "80@12:00", "reason": "CHARGING_GOAL_REACHED@12:00"}
-    assert kinds(bmw.polled("12:05", status="CHARGINGENDED@12:00", **goal)) == ["stopped"]
-
-
-def test_at_99_percent_without_a_reason_the_charge_has_stopped() -> None:
-    bmw = charging()
-    bmw.polled("12:05", status="CHARGINGENDED@12:00", header="99@12:00")
-    assert bmw.polled("13:29") == []
-    assert kinds(bmw.polled("13:31")) == ["stopped"]
+@pytest.mark.parametrize(
+    ("words", "news"),
+    [
+        ({**end("12:00", 80), "reason": "CHARGING_GOAL_REACHED@12:00"}, "stopped"),
+        ({"header": "100@12:00", "hv_status": "FINISHED_FULLY_CHARGED"}, "full"),
+    ],
+)
+def test_goal_is_full_at_100_percent_and_not_below_99(words: Words, news: str) -> None:
+    bmw = charging(hv_status="CHARGING")
+    assert kinds(bmw.polled("12:05", **words)) == [news]
 
 
 def test_100_percent_holds_after_half_an_hour_if_the_status_sticks() -> None:
-    bmw = charging("90")
+    bmw = charging(90)
     assert kinds(bmw.polled("13:50", header="100@13:49")) == ["step"]
-    assert bmw.polled("14:18") == []
-    assert bmw.line == "100% charging"
-    assert kinds(bmw.polled("14:20")) == ["full"]
-    assert bmw.line == "100% full"
+    assert bmw.at("14:18") == "100% charging"
+    assert bmw.at("14:20") == "full, 100% full"
     assert kinds(bmw.polled("17:00", header="98@16:59", minutes="16@16:59")) == ["still"]
     assert bmw.polled("17:20", plug="DISCONNECTED@17:15") == []
     assert bmw.polled("17:40", status="NOCHARGING@17:15") == []
 
 
-def test_100_percent_holds_at_once_if_bmw_says_that_the_goal_is_reached() -> None:
-    bmw = charging(hv_status="CHARGING")
-    end: Words = {"header": "100@12:00", "hv_status": "FINISHED_FULLY_CHARGED"}
-    assert kinds(bmw.polled("12:05", **end)) == ["full"]
-
-
 @pytest.mark.parametrize("predicted", ["", "100"])
 def test_bmws_own_words_alone_make_nothing_full(predicted: str) -> None:
-    bmw = charging("90", hv_status="FINISHED_FULLY_CHARGED", predicted="90")
-    assert "full" not in kinds(bmw.polled("12:05", predicted=predicted))
-    assert "full" not in kinds(bmw.polled("12:45"))
+    bmw = charging(90, hv_status="FINISHED_FULLY_CHARGED", predicted="90")
+    news = bmw.polled("12:05", predicted=predicted) + bmw.polled("12:45")
+    assert "full" not in kinds(news)
 
 
 def test_status_that_goes_on_for_hours_at_100_percent_hides_nothing() -> None:
@@ -132,27 +119,24 @@ def test_status_that_goes_on_for_hours_at_100_percent_hides_nothing() -> None:
 
 
 def test_100_percent_of_before_the_plug_went_in_is_not_full() -> None:
-    bmw = parked("100")
-    assert bmw.polled("12:05", plug="CONNECTED@12:00", header="100@12:02") == []
-    assert bmw.line == "100% plugged in"
+    bmw = parked(100)
+    assert bmw.at("12:05", plug="CONNECTED@12:00", header="100@12:02") == "100% plugged in"
 
 
 def test_100_percent_that_a_new_charge_has_not_reached_is_not_full() -> None:
-    bmw = parked("100")
+    bmw = parked(100)
     again: Words = {"plug": "CONNECTED@12:00", "header": "100@12:02"}
     assert kinds(bmw.polled("12:05", **again, status="CHARGINGACTIVE@12:03")) == ["started"]
     assert bmw.polled("12:45") == []
 
 
 def test_full_is_told_at_the_end_of_a_charge_that_nobody_saw() -> None:
-    bmw = parked()
-    end: Words = {"plug": "CONNECTED@01:00", "header": "100@02:30", "status": "CHARGINGENDED@02:30"}
-    free = "The charging station can be freed."
-    assert bmw.polled("02:40", **end) == [f"full: Fully charged. {free}"]
+    (full,) = parked().polled("02:40", plug="CONNECTED@01:00", **end("02:30", 100))
+    assert full == "full: Fully charged. The charging station can be freed."
 
 
 def test_car_that_has_left_before_its_end_was_shown_was_full() -> None:
-    bmw = charging("80")
+    bmw = charging(80)
     bmw.polled("11:40", header="100@11:30")
     away: Words = {"plug": "DISCONNECTED@11:50", "status": "NOCHARGING@11:50"}
     told = bmw.polled("12:20", **away, header="86@12:15")
@@ -161,23 +145,21 @@ def test_car_that_has_left_before_its_end_was_shown_was_full() -> None:
 
 def test_full_is_told_after_a_gap_of_two_days() -> None:
     bmw = charging(minutes="300@10:00")
-    end: Words = {"status": "CHARGINGENDED@15:00", "header": "100@15:00"}
-    assert kinds(bmw.polled("2 23:00", **end)) == ["full"]
+    assert kinds(bmw.polled("2 23:00", **end("15:00", 100))) == ["full"]
     assert bmw.polled("2 23:40") == ["still: Full since Tue 15:00, and still plugged in"]
 
 
 def test_what_is_older_than_a_day_and_a_half_is_no_news() -> None:
     bmw = charging()
-    bmw.polled("3 04:00", status="CHARGINGENDED@15:00", header="100@15:00")
-    assert bmw.line == "100% full"
+    assert bmw.at("3 04:00", **end("15:00", 100)) == "still, 100% full"
     assert bmw.polled("3 04:40") == []
 
 
 def test_car_that_is_parked_full_for_five_days_is_full_once(full: Bmw) -> None:
     news = []
     for day in range(1, 6):
-        again: dict[str, Words] = {f"{day} 12:00": {"header": f"100@{day} 12:00"}}
-        news += full.polled_until(f"{day} 23:00", again, first=f"{day} 3:00")
+        for hour in range(3, 24):
+            news += full.polled(f"{day} {hour}:10", header=f"100@{day} 3:00")
     assert kinds(news) == ["still"]
     assert full.line == "100% full"
 
@@ -187,35 +169,36 @@ def test_car_that_is_parked_full_for_five_days_is_full_once(full: Bmw) -> None:
 
 def test_errand_between_two_polls_makes_nothing_full_by_its_old_100_percent(full: Bmw) -> None:
     full.polled("03:10")  # still
-    errand: Words = {"plug": "CONNECTED@22:44", "status": "CHARGINGENDED@22:51"}
-    news = full.polled("23:10", **errand, header="98@22:51")
-    assert "full" not in kinds(news)
-    full.polled("2 00:30")
-    assert full.line == "98% plugged in"
+    errand: Words = {"plug": "CONNECTED@22:44", **end("22:51", 98)}
+    assert "full" not in kinds(full.polled("23:10", **errand))
+    assert full.at("2 00:30") == "98% plugged in"
 
 
-def test_plug_and_100_percent_that_are_said_anew_tell_nothing(full: Bmw) -> None:
-    news = []
-    for hour in range(3, 12):
-        again: Words = {"plug": f"CONNECTED@{hour}:00", "header": f"100@{hour}:00"}
-        news += full.polled(f"{hour}:20", **again)
-        assert full.line == "100% full"
+def test_plug_and_100_percent_that_are_said_anew_for_days_tell_nothing_and_fill_no_journal(
+    full: Bmw,
+) -> None:
+    news, sizes = [], []
+    for day in range(1, 12):
+        for hour in range(3, 24):
+            clock = f"{day} {hour}:00"
+            again: Words = {"plug": f"CONNECTED@{clock}", "header": f"100@{clock}"}
+            news += full.polled(f"{day} {hour}:20", **again)
+            assert full.line == "100% full"
+        sizes.append(len(full.memory.journal))
     assert kinds(news) == ["still"]
+    assert sizes[-1] == sizes[-2] == sizes[5]
 
 
 def test_plug_that_is_said_anew_is_another_stay_if_a_charge_follows(full: Bmw) -> None:
     full.polled("03:10")  # still
-    again: Words = {"plug": "CONNECTED@08:10", "status": "CHARGINGACTIVE@08:10"}
-    assert kinds(full.polled("08:20", **again, header="98@08:10")) == ["started"]
-    end: Words = {"status": "CHARGINGENDED@08:40", "header": "100@08:40"}
-    assert kinds(full.polled("09:00", **end)) == ["full"]
+    assert kinds(full.polled("08:20", **begin("08:10"), header="98@08:10")) == ["started"]
+    assert kinds(full.polled("09:00", **end("08:40", 100))) == ["full"]
 
 
 def test_plug_that_is_said_anew_at_once_has_not_moved() -> None:
-    bmw = parked("98")
-    bmw.polled("01:05", plug="CONNECTED@01:00", status="CHARGINGACTIVE@01:00", header="98@01:00")
-    end: Words = {"status": "CHARGINGENDED@01:10", "header": "100@01:10"}
-    assert kinds(bmw.polled("01:15", **end)) == ["full"]
+    bmw = parked(98)
+    bmw.polled("01:05", **begin("01:00"), header="98@01:00")
+    assert kinds(bmw.polled("01:15", **end("01:10", 100))) == ["full"]
     bmw.polled("01:25", plug="CONNECTED@01:20")
     bmw.polled("02:25")  # still
     top_up: Words = {"status": "CHARGINGACTIVE@07:00", "header": "98@07:00", "minutes": "5@07:00"}
@@ -224,32 +207,27 @@ def test_plug_that_is_said_anew_at_once_has_not_moved() -> None:
 
 @pytest.mark.parametrize("minutes", ["35@11:31", ""])
 def test_car_without_a_plugs_word_charges_anew_if_it_is_at_91_percent(minutes: str) -> None:
-    bmw = Bmw(status="NOCHARGING@00:00", header="100@00:00")
-    bmw.polled("00:10")
+    bmw = seen("00:10", status="NOCHARGING@00:00", header="100@00:00")
     again: Words = {"status": "CHARGINGACTIVE@11:31", "header": "91@11:31", "minutes": minutes}
     (started,) = bmw.polled("11:40", **again)
     assert started.startswith("started: Charging from 91%")
     if minutes:
         assert kinds(bmw.polled("11:58")) == ["soon"]
-    end: Words = {"status": "CHARGINGENDED@12:06", "header": "100@12:06"}
-    assert kinds(bmw.polled("12:08", **end)) == ["full"]
+    assert kinds(bmw.polled("12:08", **end("12:06", 100))) == ["full"]
 
 
 @pytest.mark.parametrize("status", ["CHARGINGENDED@02:00", "CHARGINGACTIVE@00:30"])
 def test_full_car_that_expects_to_charge_for_long_has_been_away(status: str) -> None:
-    bmw = Bmw(status="NOCHARGING@00:00", header="60@00:00")
-    bmw.polled("00:10")
+    bmw = seen("00:10", status="NOCHARGING@00:00", header="60@00:00")
     bmw.polled("00:40", status="CHARGINGACTIVE@00:30")
     assert kinds(bmw.polled("02:40", header="100@02:00", status=status)) == ["full"]
     again: Words = {"status": "CHARGINGACTIVE@18:00", "minutes": "150@18:00"}
     assert kinds(bmw.polled("18:10", **again)) == ["started"]
-    end: Words = {"status": "CHARGINGENDED@20:30", "header": "100@20:30"}
-    assert kinds(bmw.polled("20:40", **end)) == ["full"]
+    assert kinds(bmw.polled("20:40", **end("20:30", 100))) == ["full"]
 
 
 def test_minutes_that_come_later_tell_that_it_is_no_top_up() -> None:
-    bmw = Bmw(status="CHARGINGENDED@02:00", header="100@02:00")
-    bmw.polled("02:10")
+    bmw = seen("02:10", **end("02:00", 100))
     assert bmw.polled("18:10", status="CHARGINGACTIVE@18:00") == []
     assert kinds(bmw.polled("18:50", minutes="150@18:05")) == ["started"]
 
@@ -257,7 +235,7 @@ def test_minutes_that_come_later_tell_that_it_is_no_top_up() -> None:
 def test_top_up_of_a_full_car_tells_nothing(full: Bmw) -> None:
     full.polled("03:10")  # still
     assert full.polled("06:22", header="99@06:20", status="CHARGINGACTIVE@06:20") == []
-    assert full.polled("06:30", header="100@06:28", status="CHARGINGENDED@06:28") == []
+    assert full.polled("06:30", **end("06:28", 100)) == []
     assert full.polled("06:40", header="99@06:35", status="CHARGINGACTIVE@06:35") == []
     assert full.polled("07:10", plug="DISCONNECTED@07:00", status="NOCHARGING@07:00") == []
 
@@ -272,8 +250,7 @@ def test_percentage_of_a_full_car_may_flicker(full: Bmw) -> None:
 
 
 def test_car_that_was_full_at_the_first_report_tells_nothing_of_it() -> None:
-    bmw = Bmw(**FULL_AT_TWO)
-    assert bmw.polled("03:10") == []
+    bmw = seen("03:10", **FULL_AT_TWO)
     assert bmw.polled("04:10", header="99@04:00") == []
     assert bmw.polled("05:10", header="100@05:00") == []
 
@@ -282,12 +259,9 @@ def test_car_that_was_full_at_the_first_report_tells_nothing_of_it() -> None:
 
 
 def test_first_report_in_the_middle_of_a_charge_is_no_start() -> None:
-    active: Words = {"status": "CHARGINGACTIVE@10:00", "minutes": "120@10:00"}
-    bmw = Bmw(plug="CONNECTED@10:00", header="41@10:00", **active)
-    assert bmw.polled("11:00") == []
+    bmw = seen("11:00", **begin("10:00"), header="41@10:00", minutes="120@10:00")
     assert kinds(bmw.polled("11:51")) == ["soon"]
-    end: Words = {"status": "CHARGINGENDED@12:00", "header": "100@12:00"}
-    assert kinds(bmw.polled("12:02", **end)) == ["full"]
+    assert kinds(bmw.polled("12:02", **end("12:00", 100))) == ["full"]
 
 
 @pytest.mark.parametrize(
@@ -301,26 +275,21 @@ def test_first_report_in_the_middle_of_a_charge_is_no_start() -> None:
 def test_start_names_the_percentage_only_if_it_is_of_this_stay(
     header: str, plug: str, message: str
 ) -> None:
-    bmw = Bmw(status="NOCHARGING@11:00", header=header)
-    bmw.polled("17:58")
+    bmw = seen("17:58", status="NOCHARGING@11:00", header=header)
     active: Words = {"plug": plug, "status": "CHARGINGACTIVE@18:00", "minutes": "160@18:00"}
     assert bmw.polled("18:10", **active) == [f"started: {message}, full about 20:40"]
 
 
 def test_percentage_that_arrives_late_is_that_of_the_beginning() -> None:
-    bmw = parked("90")
-    begin: Words = {"plug": "CONNECTED@18:00", "status": "CHARGINGACTIVE@18:00"}
-    assert bmw.polled("18:02", **begin) == ["started: Charging has begun"]
-    end: Words = {"status": "CHARGINGENDED@21:00", "header": "100@21:00"}
-    bmw.polled("18:40", header="40@18:04")
-    assert bmw.line == "40% charging"
-    (full,) = bmw.polled("21:10", **end)
+    bmw = parked(90)
+    assert bmw.polled("18:02", **begin("18:00")) == ["started: Charging has begun"]
+    assert bmw.at("18:40", header="40@18:04") == "40% charging"
+    (full,) = bmw.polled("21:10", **end("21:00", 100))
     assert full.startswith("full: Fully charged: 40 → 100% in 3 h.")
 
 
 def test_status_of_before_the_departure_begins_nothing_at_the_next_plug() -> None:
-    bmw = Bmw(plug="DISCONNECTED@05:20", status="NOCHARGING@05:00", header="60@05:00")
-    bmw.polled("05:30")
+    bmw = seen("05:30", plug="DISCONNECTED@05:20", status="NOCHARGING@05:00", header="60@05:00")
     news = bmw.polled("09:40", plug="CONNECTED@09:30", status="CHARGINGACTIVE@05:19")
     assert "started" not in kinds(news)
     assert bmw.line == "60% plugged in"
@@ -330,8 +299,7 @@ def test_status_of_before_the_departure_begins_nothing_at_the_next_plug() -> Non
 def test_charge_begins_although_the_plug_is_still_said_to_be_out() -> None:
     bmw = parked()
     assert kinds(bmw.polled("09:40", status="CHARGINGACTIVE@09:30")) == ["started"]
-    assert bmw.polled("10:20", plug="CONNECTED@09:29") == []
-    assert bmw.line == "60% charging"
+    assert bmw.at("10:20", plug="CONNECTED@09:29") == "60% charging"
 
 
 def test_plug_with_a_new_time_in_a_charge_changes_nothing() -> None:
@@ -345,33 +313,29 @@ def test_plug_with_a_new_time_in_a_charge_changes_nothing() -> None:
 
 def test_charge_from_less_goes_on_as_another_one() -> None:
     """The station stopped at once, unnoticed, and goes on hours later."""
-    bmw = charging("53", minutes="95@10:00")
+    bmw = charging(53, minutes="95@10:00")
     bmw.polled("12:10")  # overdue
-    again: Words = {"header": "50@18:00", "minutes": "95@18:00"}
-    (started,) = bmw.polled("18:05", **again)
+    (started,) = bmw.polled("18:05", header="50@18:00", minutes="95@18:00")
     assert started == "started: Charging from 50%, full about 19:35"
-    (full,) = bmw.polled("19:36", header="100@19:35", status="CHARGINGENDED@19:35")
+    (full,) = bmw.polled("19:36", **end("19:35", 100))
     assert full.startswith("full: Fully charged: 50 → 100% in 1 h 35 min.")
 
 
 def test_charge_takes_its_beginning_along_if_the_percentage_falls_just_after_it() -> None:
-    bmw = Bmw(status="NOCHARGING@00:00", header="90@00:00")
-    bmw.polled("00:10")
-    begin: Words = {"status": "CHARGINGACTIVE@10:00", "minutes": "240@10:00", "header": "40@10:04"}
-    assert bmw.polled("10:10", **begin) == ["started: Charging from 40%, full about 14:00"]
+    bmw = seen("00:10", status="NOCHARGING@00:00", header="90@00:00")
+    active: Words = {"status": "CHARGINGACTIVE@10:00", "minutes": "240@10:00", "header": "40@10:04"}
+    assert bmw.polled("10:10", **active) == ["started: Charging from 40%, full about 14:00"]
 
 
 def test_drive_with_a_status_that_sticks_is_no_charge() -> None:
     bmw = charging()
-    assert bmw.polled("12:10", status="NOCHARGING@12:00", header="30@12:00") == []
-    assert bmw.line == "30% plugged in"
+    assert bmw.at("12:10", status="NOCHARGING@12:00", header="30@12:00") == "30% plugged in"
     assert bmw.polled("14:10") == []
 
 
 @pytest.mark.parametrize("plug", ["CONNECTED@12:00", ""])
 def test_car_that_was_warmed_is_as_it_was(plug: str) -> None:
-    bmw = Bmw(plug=plug, status="NOCHARGING@12:00", header="90@12:00")
-    bmw.polled("12:10")
+    bmw = seen("12:10", plug=plug, status="NOCHARGING@12:00", header="90@12:00")
     before = bmw.reading.status
     assert bmw.polled("13:10", header="86@13:00") == []
     assert bmw.reading.status == before
@@ -380,25 +344,21 @@ def test_car_that_was_warmed_is_as_it_was(plug: str) -> None:
 # --- How a charge ends ------------------------------------------------------------------
 
 
-def test_stop_waits_for_the_percentage_of_the_end() -> None:
+@pytest.mark.parametrize(
+    ("silent", "clock", "words", "percent"),
+    [("18:06", "18:40", {"header": "62@18:25"}, "62%"), ("19:29", "19:30", {}, "~60%")],
+)
+def test_stop_waits_for_the_percentage_of_the_end_for_an_hour_and_a_half(
+    silent: str, clock: str, words: Words, percent: str
+) -> None:
     bmw = charging(predicted="41")
     bmw.polled("17:00", predicted="60")
-    assert bmw.polled("18:05", status="CHARGINGENDED@18:00") == []
-    assert bmw.line == "~60% plugged in"
-    (stopped,) = bmw.polled("18:40", header="62@18:25")
-    assert stopped == "stopped: Charging stopped at 62% (plugged in), 41 → 62% in 8 h"
-    assert bmw.polled("19:40") == []
-
-
-def test_stop_is_told_after_an_hour_and_a_half_without_a_percentage() -> None:
-    bmw = charging(predicted="41")
-    bmw.polled("17:00", predicted="60")
-    assert bmw.polled("18:05", status="CHARGINGENDED@18:00") == []
-    assert bmw.polled("19:29") == []
-    (stopped,) = bmw.polled("19:30")
-    assert stopped == "stopped: Charging stopped at ~60% (plugged in), 41 → ~60% in 8 h"
-    assert bmw.line == "~60% plugged in"
-    assert bmw.polled("20:10", header="62@18:00") == []
+    assert bmw.at("18:05", status="CHARGINGENDED@18:00") == "~60% plugged in"
+    assert bmw.polled(silent) == []
+    (stopped,) = bmw.polled(clock, **words)
+    assert stopped == f"stopped: Charging stopped at {percent} (plugged in), 41 → {percent} in 8 h"
+    assert bmw.line == f"{percent} plugged in"
+    assert bmw.polled("20:10", header="62@18:25") == []
 
 
 @pytest.mark.parametrize(
@@ -418,92 +378,66 @@ def test_stop_of_a_car_that_has_left_names_only_what_was_shown(shown: Words, mes
 
 
 @pytest.mark.parametrize(
-    ("reason", "why"),
+    ("words", "why"),
     [
-        ("POWERGRID_FAILED@12:00", "the station lost power"),
-        ("CHARGING_STATION_FAILURE@12:01", "the station failed"),
-        ("CONNECTOR_REMOVED@12:00", "the plug was pulled"),
-        ("END_REQUESTED_BY_DRIVER@12:00", "stopped by hand"),
-        ("HV_SYSTEM_FAILURE@12:00", "a fault in the car"),
-        ("POWERGRID_FAILED@08:00", "plugged in"),  # of an earlier charge
-        ("UNKNOWN@12:00", "plugged in"),
-    ],
-)
-def test_stop_names_the_cars_reason_if_it_is_of_this_end(reason: str, why: str) -> None:
-    bmw = charging()
-    end: Words = {"status": "CHARGINGENDED@12:00", "header": "62@12:00", "reason": reason}
-    (stopped,) = bmw.polled("12:05", **end)
-    assert stopped == f"stopped: Charging stopped at 62% ({why}), 41 → 62% in 2 h"
-
-
-@pytest.mark.parametrize(
-    ("end", "why"),
-    [
-        ({"plug": "DISCONNECTED@12:00"}, "unplugged"),
+        ({"reason": "POWERGRID_FAILED@12:00"}, "the station lost power"),
+        ({"reason": "CHARGING_STATION_FAILURE@12:01"}, "the station failed"),
+        ({"reason": "CONNECTOR_REMOVED@12:00"}, "the plug was pulled"),
+        ({"reason": "END_REQUESTED_BY_DRIVER@12:00"}, "stopped by hand"),
+        ({"reason": "HV_SYSTEM_FAILURE@12:00"}, "a fault in the car"),
+        ({"reason": "POWERGRID_FAILED@08:00"}, "plugged in"),  # of an earlier charge
+        ({"reason": "UNKNOWN@12:00"}, "plugged in"),
         ({"plug": "DISCONNECTED@12:00", "status": "CHARGINGENDED@12:01"}, "unplugged"),
+        ({"plug": "DISCONNECTED@12:00", "status": "CHARGINGACTIVE@10:00"}, "unplugged"),
         ({"status": "NOCHARGING@12:00"}, "plugged in"),
         ({"status": "CHARGINGERROR@12:00"}, "error"),
     ],
 )
-def test_plug_or_status_tells_that_a_charge_has_stopped(end: Words, why: str) -> None:
-    bmw = charging()
-    (stopped,) = bmw.polled("12:05", **end, header="62@12:00")
+def test_stop_is_told_with_the_cars_reason_or_by_the_plug_or_the_status(
+    words: Words, why: str
+) -> None:
+    (stopped,) = charging().polled("12:05", **{**end("12:00", 62), **words})
     assert stopped == f"stopped: Charging stopped at 62% ({why}), 41 → 62% in 2 h"
 
 
 def test_each_stop_of_a_stay_is_told() -> None:
     bmw = charging()
-    end: Words = {"status": "CHARGINGENDED@12:00", "header": "62@12:00"}
-    assert kinds(bmw.polled("12:05", **end)) == ["stopped"]
+    assert kinds(bmw.polled("12:05", **end("12:00", 62))) == ["stopped"]
     assert kinds(bmw.polled("13:05", status="CHARGINGACTIVE@13:00")) == ["started"]
-    assert kinds(bmw.polled("14:05", status="CHARGINGENDED@14:00", header="70@14:00")) == [
-        "stopped"
-    ]
-
-
-@pytest.mark.parametrize(("header", "news"), [("62", []), ("63", ["stopped"])])
-def test_rise_beside_a_status_that_does_not_charge_is_a_charge_that_nobody_saw(
-    header: str, news: list[str]
-) -> None:
-    bmw = Bmw(plug="CONNECTED@17:00", status="NOCHARGING@17:00", header="60@17:00")
-    bmw.polled("17:10")
-    found = bmw.polled("18:10", status="NOCHARGING@18:00", header=f"{header}@18:00")
-    assert kinds(found) == news
+    assert kinds(bmw.polled("14:05", **end("14:00", 70))) == ["stopped"]
 
 
 @pytest.mark.parametrize(
-    ("header", "news"),
-    [("68@18:00", ["stopped"]), ("62@18:00", []), ("68@18:20", [])],
-    ids=["rise", "flicker", "later"],
+    ("words", "news"),
+    [
+        ({"status": "NOCHARGING@18:00", "header": "63@18:00"}, ["stopped"]),
+        ({"status": "NOCHARGING@18:00", "header": "62@18:00"}, []),
+        ({"plug": "DISCONNECTED@18:00", "header": "68@18:00"}, ["stopped"]),
+        ({"plug": "DISCONNECTED@18:00", "header": "62@18:00"}, []),
+        ({"plug": "DISCONNECTED@18:00", "header": "68@18:20"}, []),  # it may be of another plug
+    ],
 )
-def test_rise_when_the_plug_is_pulled_is_a_charge_that_nobody_saw(
-    header: str, news: list[str]
+def test_rise_of_a_car_that_does_not_charge_is_a_charge_that_nobody_saw(
+    words: Words, news: list[str]
 ) -> None:
-    bmw = Bmw(plug="CONNECTED@17:00", status="NOCHARGING@17:00", header="60@17:00")
-    bmw.polled("17:10")
-    assert kinds(bmw.polled("18:30", plug="DISCONNECTED@18:00", header=header)) == news
+    bmw = seen("17:10", **rest("17:00", 60))
+    assert kinds(bmw.polled("18:30", **words)) == news
 
 
 def test_reason_tells_of_a_charge_that_nobody_saw() -> None:
-    bmw = Bmw(plug="CONNECTED@17:00", status="NOCHARGING@17:00", header="60@17:00")
-    bmw.polled("17:10")
-    end: Words = {"reason": "POWERGRID_FAILED@18:00", "header": "62@18:00"}
-    (stopped,) = bmw.polled("18:10", **end)
+    bmw = seen("17:10", **rest("17:00", 60))
+    (stopped,) = bmw.polled("18:10", reason="POWERGRID_FAILED@18:00", header="62@18:00")
     assert stopped == "stopped: Charging stopped at 62% (the station lost power)"
 
 
 def test_repeated_plug_does_not_end_a_wait_for_the_timer() -> None:
-    bmw = Bmw(plug="CONNECTED@17:00", status="INITIALIZATION@17:01", header="60@17:00")
-    bmw.polled("17:02")
-    bmw.polled("17:42", plug="CONNECTED@17:05")
-    assert bmw.line == "60% waiting"
+    bmw = seen("17:02", plug="CONNECTED@17:00", status="INITIALIZATION@17:01", header="60@17:00")
+    assert bmw.at("17:42", plug="CONNECTED@17:05") == "60% waiting"
 
 
 def test_percentages_that_rise_while_the_status_is_missing_are_no_stop() -> None:
-    bmw = Bmw(plug="CONNECTED@10:00", header="40@10:00")
-    news = bmw.polled("10:10")
-    for hour, header in ((11, 52), (12, 64)):
-        news += bmw.polled(f"{hour}:10", header=f"{header}@{hour}:00")
+    bmw = seen("10:10", plug="CONNECTED@10:00", header="40@10:00")
+    news = bmw.polled("11:10", header="52@11:00") + bmw.polled("12:10", header="64@12:00")
     assert "stopped" not in kinds(news)
 
 
@@ -511,8 +445,7 @@ def test_stop_that_a_full_charge_has_followed_is_no_news() -> None:
     bmw = charging()
     bmw.polled("12:05", status="CHARGINGENDED@12:00")  # its percentage is awaited
     bmw.polled("12:45", plug="DISCONNECTED@12:10", status="NOCHARGING@12:10")
-    again: Words = {"plug": "CONNECTED@12:50", "status": "CHARGINGENDED@13:20"}
-    assert kinds(bmw.polled("13:25", **again, header="100@13:20")) == ["full"]
+    assert kinds(bmw.polled("13:25", plug="CONNECTED@12:50", **end("13:20", 100))) == ["full"]
     assert "stopped" not in kinds(bmw.polled("14:05"))
 
 
@@ -538,33 +471,26 @@ def test_pause_is_no_end_and_what_follows_no_start() -> None:
 
 
 def test_goal_is_told_once_if_the_charge_began_below_it() -> None:
-    bmw = charging(predicted="41")
-    bmw.notify_at = 80
-    bmw.start()
+    bmw = charging(41, 80, predicted="41")
     assert "reached" not in kinds(bmw.polled("12:00", predicted="79"))
     assert bmw.polled("12:40", predicted="81") == ["reached: 80% reached"]
     assert bmw.polled("13:20", predicted="82") == []
 
 
 def test_goal_is_not_told_of_a_car_that_was_parked_above_it() -> None:
-    bmw = Bmw(80, plug="DISCONNECTED@08:00", status="NOCHARGING@08:00", header="85@08:00")
-    bmw.polled("08:10")
-    again: Words = {"plug": "CONNECTED@10:00", "status": "CHARGINGACTIVE@10:00"}
-    assert kinds(bmw.polled("10:10", **again, minutes="60@10:00")) == ["started"]
+    bmw = parked(85, 80)
+    assert kinds(bmw.polled("10:10", **begin("10:00"), minutes="60@10:00")) == ["started"]
     assert kinds(bmw.polled("10:51")) == ["soon"]
 
 
 def test_goal_is_told_after_a_drive_that_the_computer_slept_through() -> None:
-    bmw = Bmw(80, plug="DISCONNECTED@08:00", status="NOCHARGING@08:00", header="90@08:00")
-    bmw.polled("08:10")
-    again: Words = {"plug": "CONNECTED@10:00", "status": "CHARGINGACTIVE@10:00"}
-    news = bmw.polled("14:00", **again, header="40@10:00", predicted="85")
+    bmw = parked(90, 80)
+    news = bmw.polled("14:00", **begin("10:00"), header="40@10:00", predicted="85")
     assert news == ["started: Charging from 40%", "reached: 80% reached"]
 
 
 def test_goal_is_not_told_without_a_charge() -> None:
-    bmw = Bmw(80, plug="CONNECTED@08:00", status="NOCHARGING@08:00", header="79@08:00")
-    bmw.polled("08:10")
+    bmw = seen("08:10", 80, **rest("08:00", 79))
     assert bmw.polled("09:10", header="80@09:00") == []
 
 
@@ -573,204 +499,153 @@ def test_goal_is_not_told_without_a_charge() -> None:
 
 def test_prediction_is_shown_in_a_charge_and_does_not_fall() -> None:
     bmw = charging()
-    lines = []
-    for minute, predicted in enumerate(["62", "", "72", "6", "84"]):
-        bmw.polled(f"11:0{minute}", predicted=predicted)
-        lines.append(bmw.line)
-    assert lines == [f"~{percent}% charging" for percent in (62, 62, 72, 72, 84)]
+    assert bmw.at("11:00", predicted="62") == "step, ~62% charging"
+    assert bmw.at("11:01", predicted="") == "~62% charging"
+    assert bmw.at("11:02", predicted="72") == "step, ~72% charging"
+    assert bmw.at("11:03", predicted="6") == "~72% charging"
+    assert bmw.at("11:04", predicted="84") == "step, ~84% charging"
 
 
 def test_prediction_from_the_departure_is_not_shown_until_it_is_possible() -> None:
-    bmw = parked("99", predicted="99")
-    bmw.notify_at = 80
-    bmw.start()
-    begin: Words = {"plug": "CONNECTED@18:00", "status": "CHARGINGACTIVE@18:00"}
-    bmw.polled("18:01", **begin, header="40@18:00", minutes="300@18:00")
-    assert bmw.line == "~40% charging"
-    for clock, predicted, line in (
-        ("18:10", "99", "~42% charging"),
-        ("18:12", "42", "~42% charging"),
-        ("18:20", "45", "~45% charging"),
-    ):
-        assert bmw.polled(clock, predicted=predicted) == []
-        assert bmw.line == line
+    bmw = parked(99, 80, predicted="99")
+    begun = bmw.at("18:01", **begin("18:00"), header="40@18:00", minutes="300@18:00")
+    assert begun == "started, ~40% charging"
+    assert bmw.at("18:10", predicted="99") == "~42% charging"
+    assert bmw.at("18:12", predicted="42") == "~42% charging"
+    assert bmw.at("18:20", predicted="45") == "~45% charging"
 
 
 @pytest.mark.parametrize("predicted", ["62", "63", "55", "50", ""])
 def test_cars_own_newer_percentage_replaces_what_was_predicted(predicted: str) -> None:
     bmw = charging(predicted="41")
     bmw.polled("11:00", predicted="62")
-    bmw.polled("11:30", header="55@11:29")
-    assert bmw.line == "55% charging"
-    bmw.polled("11:31", predicted=predicted)
-    assert bmw.line == "55% charging"
+    assert bmw.at("11:30", header="55@11:29") == "55% charging"
+    assert bmw.at("11:31", predicted=predicted) == "55% charging"
 
 
 def test_without_a_prediction_the_charge_rises_evenly_until_it_is_full() -> None:
-    bmw = charging("40", minutes="120@10:00")
-    lines = []
-    for clock in ("11:00", "11:59", "12:30"):
-        bmw.polled(clock)
-        lines.append(bmw.line)
-    assert lines == ["~70% charging", "~99% charging", "~99% charging"]
+    bmw = charging(40, minutes="120@10:00")
+    assert bmw.at("11:00") == "step, ~70% charging"
+    assert bmw.at("11:59") == "soon, ~99% charging"
+    assert bmw.at("12:30") == "overdue, ~99% charging"
 
 
 def test_even_rise_begins_anew_with_each_word_of_the_car() -> None:
-    bmw = charging("40", minutes="120@10:00")
-    bmw.polled("11:00", header="60@10:30")
-    assert bmw.line == "~73% charging"
+    bmw = charging(40, minutes="120@10:00")
+    assert bmw.at("11:00", header="60@10:30") == "step, ~73% charging"
     bmw.polled("11:00", minutes="180@11:00")
-    bmw.polled("12:00")
-    assert bmw.line == "~77% charging"
+    assert bmw.at("12:00") == "~77% charging"
 
 
 def test_what_was_computed_outlasts_a_pause_and_the_end() -> None:
-    bmw = charging("40", minutes="120@10:00")
+    bmw = charging(40, minutes="120@10:00")
     bmw.polled("11:00")
-    for clock, status, line in (
-        ("11:20", "CHARGINGPAUSED@11:00", "~70% waiting"),
-        ("11:40", "CHARGINGENDED@11:30", "~70% plugged in"),
-    ):
-        bmw.polled(clock, status=status)
-        assert bmw.line == line
-    bmw.polled("12:20", header="66@11:30")
-    assert bmw.line == "66% plugged in"
+    assert bmw.at("11:20", status="CHARGINGPAUSED@11:00") == "paused, ~70% waiting"
+    assert bmw.at("11:40", status="CHARGINGENDED@11:30") == "~70% plugged in"
+    assert bmw.at("12:20", header="66@11:30") == "stopped, 66% plugged in"
 
 
 def test_nothing_is_interpolated_for_more_than_a_day() -> None:
-    bmw = charging("40", minutes="600@10:00")
-    bmw.polled("2 09:50")
-    assert bmw.line == "~99% charging"
-    bmw.polled("2 10:10")
-    assert bmw.line == "40% charging"
+    bmw = charging(40, minutes="600@10:00")
+    assert bmw.at("2 09:50") == "overdue, ~99% charging"
+    assert bmw.at("2 10:10") == "40% charging"
 
 
 def test_car_that_sends_no_percentage_is_shown_by_bmws() -> None:
-    bmw = Bmw(status="NOCHARGING@18:00", predicted="80")
-    bmw.polled("18:10")
-    bmw.polled("20:10", status="NOCHARGING@20:00", predicted="60")
-    assert bmw.line == "~60% not charging"
+    bmw = seen("18:10", status="NOCHARGING@18:00", predicted="80")
+    line = bmw.at("20:10", status="NOCHARGING@20:00", predicted="60")
+    assert line == "~60% not charging"
 
 
 def test_header_and_displayed_percentage_may_differ() -> None:
-    bmw = Bmw(plug="CONNECTED@10:00", status="NOCHARGING@10:00", header="62@10:00")
-    news = bmw.polled("10:10")
+    bmw = seen("10:10", **rest("10:00", 62))
     for hour in range(11, 17, 2):
-        news += bmw.polled(f"{hour}:10", displayed=f"59@{hour}:00")
-        assert bmw.line == "59% plugged in"
-        news += bmw.polled(f"{hour + 1}:10", header=f"62@{hour + 1}:00")
-        assert bmw.line == "62% plugged in"
-    assert news == []
+        assert bmw.at(f"{hour}:10", displayed=f"59@{hour}:00") == "59% plugged in"
+        assert bmw.at(f"{hour + 1}:10", header=f"62@{hour + 1}:00") == "62% plugged in"
 
 
 @pytest.mark.parametrize(
-    ("words", "age"),
+    ("clock", "words", "age"),
     [
-        ({"status": "CHARGINGACTIVE@20:00"}, "2 h"),
-        ({"status": "CHARGINGACTIVE@18:00", "minutes": "140@20:00"}, ""),
-        ({"status": "CHARGINGACTIVE@18:00", "predicted": "70"}, "2 h 1 min"),
-        ({"status": "CHARGINGACTIVE@19:00", "predicted": "70"}, "1 h 1 min"),
+        ("20:00", {"status": "CHARGINGACTIVE@20:00"}, "2 h ago"),  # the car's own percentage
+        ("20:01", {"status": "CHARGINGACTIVE@18:00", "minutes": "140@20:00"}, ""),
+        ("20:01", {"status": "CHARGINGACTIVE@18:00", "predicted": "70"}, "2 h 1 min ago"),
+        ("20:01", {"status": "CHARGINGACTIVE@19:00", "predicted": "70"}, "1 h 1 min ago"),
     ],
-    ids=["own", "interpolated", "predicted", "predicted-after-another-word"],
 )
-def test_line_says_how_old_it_is(words: Words, age: str) -> None:
+def test_line_says_how_old_it_is(clock: str, words: Words, age: str) -> None:
     """The car's own percentage by its time, what is computed by the car's last word."""
-    bmw = Bmw(plug="CONNECTED@18:00", header="52@18:00", **words)
-    bmw.polled("20:01" if words["status"] != "CHARGINGACTIVE@20:00" else "20:00")
-    assert bmw.age == age
+    bmw = seen(clock, plug="CONNECTED@18:00", header="52@18:00", **words)
+    assert i3charge.text_line(bmw.reading, "").partition("car: ")[2] == age
 
 
 # --- hvStatus ---------------------------------------------------------------------------
 
 
 def test_hv_status_is_ignored_if_the_car_has_ever_sent_a_status() -> None:
-    bmw = Bmw(status="NOCHARGING@10:00", header="60@10:00", hv_status="NOT_CHARGING")
-    bmw.polled("10:10")
-    assert bmw.polled("10:50", status="", hv_status="CHARGING") == []
-    assert bmw.line == "60% not charging"
+    bmw = seen("10:10", status="NOCHARGING@10:00", header="60@10:00", hv_status="NOT_CHARGING")
+    assert bmw.at("10:50", status="", hv_status="CHARGING") == "60% not charging"
     assert bmw.polled("11:30", status="NOCHARGING@10:00") == []
 
 
 def test_car_that_never_sends_a_status_is_followed_by_hv_status() -> None:
-    bmw = Bmw(header="60@10:00", hv_status="NOT_CHARGING")
-    bmw.polled("10:10")
-    assert kinds(bmw.polled("10:50", hv_status="CHARGING")) == ["started"]
-    end: Words = {"hv_status": "FINISHED_NOT_FULL", "header": "75@11:25"}
-    assert kinds(bmw.polled("11:30", **end)) == ["stopped"]
-    assert kinds(bmw.polled("12:10", hv_status="CHARGING")) == ["started"]
-    end = {"hv_status": "FINISHED_FULLY_CHARGED", "header": "100@12:45"}
-    assert kinds(bmw.polled("12:50", **end)) == ["full"]
+    bmw = seen("10:10", header="60@10:00", hv_status="NOT_CHARGING")
+    for clock, hv_status, header, news in (
+        ("10:50", "CHARGING", "60@10:00", "started"),
+        ("11:30", "FINISHED_NOT_FULL", "75@11:25", "stopped"),
+        ("12:10", "CHARGING", "75@11:25", "started"),
+        ("12:50", "FINISHED_FULLY_CHARGED", "100@12:45", "full"),
+    ):
+        assert kinds(bmw.polled(clock, hv_status=hv_status, header=header)) == [news]
 
 
 # --- The journal ------------------------------------------------------------------------
 
+BEGUN: Words = {
+    **begin("18:00"),
+    "header": "40@18:00",
+    "minutes": "180@18:00",
+    "displayed": "40@18:00",
+}
 
-@pytest.mark.parametrize("lateness", range(6))
-def test_order_of_arrival_does_not_matter(lateness: int) -> None:
+
+@pytest.mark.parametrize("late", ["", *BEGUN])
+def test_order_of_arrival_does_not_matter(late: str) -> None:
     """One word of the beginning is shown later than the others."""
-    names = ["plug", "status", "header", "minutes", "reason", "displayed"]
-    begin: Words = {
-        "plug": "CONNECTED@18:00",
-        "status": "CHARGINGACTIVE@18:00",
-        "header": "40@18:00",
-        "minutes": "180@18:00",
-        "displayed": "40@18:00",
-    }
-    late = begin.pop(names[lateness], "")
-    bmw = parked("50")
-    news = bmw.polled("18:10", **begin)
-    news += bmw.polled("18:50", **({names[lateness]: late} if late else {}))
-    end: Words = {"status": "CHARGINGENDED@21:00", "header": "100@21:00", "displayed": "100@21:00"}
-    news += bmw.polled("21:02", **end)
+    bmw = parked(50)
+    news = bmw.polled("18:10", **{name: word for name, word in BEGUN.items() if name != late})
+    news += bmw.polled("18:50", **BEGUN)
+    news += bmw.polled("21:02", **end("21:00", 100), displayed="100@21:00")
     assert [kind for kind in kinds(news) if kind != "step"] == ["started", "full"]
     assert "40 → 100% in 3 h" in news[-1]
 
 
 def test_of_two_values_with_one_time_the_one_that_arrived_last_counts() -> None:
-    bmw = Bmw(status="NOCHARGING@18:00", header="62@18:00")
-    lines = []
+    bmw = Bmw(status="NOCHARGING@18:00")
     for minute, header in enumerate(["62", "64", "62", "64"]):
-        bmw.polled(f"18:1{minute}", header=f"{header}@18:00")
-        lines.append(bmw.line)
-    assert lines == [f"{percent}% not charging" for percent in (62, 64, 62, 64)]
+        line = bmw.at(f"18:1{minute}", header=f"{header}@18:00")
+        assert line == f"{header}% not charging"
 
 
 def test_journal_keeps_three_days_and_the_present_stay() -> None:
     bmw = parked()
     sizes = []
     for day in range(1, 12):
-        begin: Words = {"plug": f"CONNECTED@{day} 18:00", "status": f"CHARGINGACTIVE@{day} 18:00"}
-        bmw.polled(f"{day} 18:10", **begin, header=f"40@{day} 18:00")
-        end: Words = {"status": f"CHARGINGENDED@{day} 21:00", "header": f"100@{day} 21:00"}
-        bmw.polled(f"{day} 21:10", **end)
+        bmw.polled(f"{day} 18:10", **begin(f"{day} 18:00"), header=f"40@{day} 18:00")
+        bmw.polled(f"{day} 21:10", **end(f"{day} 21:00", 100))
         sizes.append(len(bmw.memory.journal))
     assert sizes[-1] == sizes[-2] == sizes[5]
 
 
 def test_charge_is_told_after_many_days_in_one_stay() -> None:
     """The journal still knows that the car was driven, and is not full since day one."""
-    bmw = Bmw(status="NOCHARGING@00:00", header="60@00:00")
-    bmw.polled("00:10")
+    bmw = seen("00:10", status="NOCHARGING@00:00", header="60@00:00")
     bmw.polled("00:40", status="CHARGINGACTIVE@00:30")
-    assert kinds(bmw.polled("02:05", status="CHARGINGENDED@02:00", header="100@02:00")) == ["full"]
+    assert kinds(bmw.polled("02:05", **end("02:00", 100))) == ["full"]
     for day in range(2, 8):
-        driven: Words = {"status": "NOCHARGING@2 12:00", "header": "70@2 12:00"}
-        bmw.polled(f"{day} 13:00", **driven)
+        bmw.polled(f"{day} 13:00", status="NOCHARGING@2 12:00", header="70@2 12:00")
     assert kinds(bmw.polled("8 10:10", status="CHARGINGACTIVE@8 10:00")) == ["started"]
-    end: Words = {"status": "CHARGINGENDED@8 12:00", "header": "100@8 12:00"}
-    assert kinds(bmw.polled("8 12:10", **end)) == ["full"]
-
-
-def test_journal_of_a_stay_that_repeats_itself_does_not_grow(full: Bmw) -> None:
-    sizes = []
-    for day in range(2, 12):
-        for hour in range(0, 24, 4):
-            clock = f"{day} {hour}:00"
-            again = {"plug": f"CONNECTED@{clock}", "header": f"100@{clock}"}
-            full.polled(clock, **again)
-        sizes.append(len(full.memory.journal))
-    assert sizes[-1] == sizes[-2] == sizes[5]
-    assert full.line == "100% full"
+    assert kinds(bmw.polled("8 12:10", **end("8 12:00", 100))) == ["full"]
 
 
 def test_restart_changes_nothing() -> None:
@@ -780,8 +655,7 @@ def test_restart_changes_nothing() -> None:
     assert kinds(bmw.polled("14:03")) == ["soon"]
     bmw.restart()
     assert bmw.polled("14:04") == []
-    end: Words = {"status": "CHARGINGENDED@14:10", "header": "100@14:10"}
-    (full,) = bmw.polled("14:12", **end)
+    (full,) = bmw.polled("14:12", **end("14:10", 100))
     assert full.startswith("full: Fully charged: 41 → 100% in 4 h 10 min.")
     bmw.restart()
     assert bmw.polled("14:52") == []
@@ -793,14 +667,12 @@ def test_restart_changes_nothing() -> None:
 @pytest.mark.parametrize("ahead_h", [2, -2])
 @pytest.mark.parametrize("wrong_at", ["10:50", "12:10", "14:12"])
 def test_clock_that_is_wrong_for_one_poll_spoils_nothing(ahead_h: float, wrong_at: str) -> None:
-    bmw = parked("41", predicted="41")
-    begin: Words = {"plug": "CONNECTED@10:00", "status": "CHARGINGACTIVE@10:00"}
-    end: Words = {"status": "CHARGINGENDED@14:10", "header": "100@14:10"}
+    bmw = parked(41, predicted="41")
     story: dict[str, Words] = {
-        "10:10": {**begin, "header": "41@10:00", "predicted": "42"},
+        "10:10": {**begin("10:00"), "header": "41@10:00", "predicted": "42"},
         "10:50": {"predicted": "50"},
         "12:10": {"predicted": "70"},
-        "14:12": {**end, "predicted": "100"},
+        "14:12": {**end("14:10", 100), "predicted": "100"},
         "14:52": {},
         "16:12": {},
     }
@@ -816,26 +688,21 @@ def test_clock_that_is_wrong_for_one_poll_spoils_nothing(ahead_h: float, wrong_a
 
 def test_car_whose_clock_is_an_hour_ahead_is_told_once() -> None:
     """The computer's clock is an hour behind the car's, in all answers."""
-    bmw = Bmw(plug="DISCONNECTED@08:00", status="NOCHARGING@08:00", header="41@08:00")
+    bmw = Bmw(**rest("08:00", 41, "DISCONNECTED"))
     news = bmw.polled("09:00", -1)
-    begin: Words = {"plug": "CONNECTED@10:00", "status": "CHARGINGACTIVE@10:00"}
-    end: Words = {"status": "CHARGINGENDED@14:10", "header": "100@14:10"}
     for clock in ("10:01", "10:41", "11:21", "12:01"):
-        news += bmw.polled(clock, -1, **begin, header="41@10:00")
+        news += bmw.polled(clock, -1, **begin("10:00"), header="41@10:00")
     for clock in ("14:11", "14:51", "15:15"):
-        news += bmw.polled(clock, -1, **end)
+        news += bmw.polled(clock, -1, **end("14:10", 100))
     assert kinds(news) == ["started", "full"]
 
 
 def test_time_in_the_future_counts_until_the_car_sends_another_value() -> None:
     bmw = charging(status="CHARGINGACTIVE@15:00")
-    bmw.polled("12:05", status="CHARGINGENDED@12:00", header="62@12:00")
-    assert bmw.line == "62% plugged in"
+    assert bmw.at("12:05", **end("12:00", 62)) == "stopped, 62% plugged in"
 
 
 def test_time_far_in_the_future_counts_as_now() -> None:
     bmw = parked()
-    bmw.polled("10:10", header="70@900 10:00")
-    assert bmw.line == "70% unplugged"
-    bmw.polled("10:50", header="71@10:40")
-    assert bmw.line == "71% unplugged"
+    assert bmw.at("10:10", header="70@900 10:00") == "70% unplugged"
+    assert bmw.at("10:50", header="71@10:40") == "71% unplugged"
