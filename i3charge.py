@@ -1953,6 +1953,7 @@ class Stay:
     is_driven_since: bool = False  # the car has been driven since it sent that
     plugged: bool | None = None
     plug_seen_s: float = 0.0  # when the car last sent the state of the plug
+    pulled_s: float = 0.0  # when the plug was pulled; 0 if it was not
     status: Status = "unknown"
     status_since_s: float = 0.0  # when the status changed
     percents: list[Observation] = field(default_factory=list)
@@ -1986,6 +1987,9 @@ class Stay:
             self.heard_s = new.at_s
 
     def _see_plug(self, is_in: bool, at_s: float) -> None:
+        was_in = self.plugged or (self.plugged is None and self.charges)
+        if was_in and not is_in:
+            self.pulled_s = at_s
         self.plugged = is_in
         self.plug_seen_s = at_s
         if not is_in:
@@ -2049,9 +2053,9 @@ class Stay:
             self.open_charge.computed = 0.0
             self.open_charge.is_from_bmw = False
         self.percents.append(new)
-        is_of_pull = self.plugged is False and new.at_s <= self.plug_seen_s + TOGETHER_S
+        is_of_pull = 0 < self.pulled_s and new.at_s <= self.pulled_s + TOGETHER_S
         if is_of_pull and self._has_risen():
-            self._note_unseen_charge(self.plug_seen_s)
+            self._note_unseen_charge(self.pulled_s)
 
     def _see_estimate(self, new: Observation) -> None:
         self.estimate = new
@@ -2128,8 +2132,8 @@ class Stay:
     def percent_at_end(self, charge: Charge, ended_s: float) -> Observation | None:
         """Return the percentage at which a charge ended, if the car has sent it."""
         latest_s = ended_s + MAX_PERCENT_DELAY_S
-        if self.status == "unplugged":  # later ones belong to the drive
-            latest_s = min(latest_s, self.status_since_s + TOGETHER_S)
+        if self.pulled_s:  # later ones belong to the drive
+            latest_s = min(latest_s, self.pulled_s + TOGETHER_S)
         known = [
             each for each in self.percents if charge.began_s < each.at_s <= latest_s
         ]
@@ -2294,12 +2298,13 @@ def may_begin_stay(new: Observation, stay: Stay) -> bool:
 def next_stay(new: Observation, stay: Stay, charge: Charge | None) -> Stay:
     """Return the stay that an observation begins, before it has seen the observation."""
     last = stay.last_percent
-    pulled_s = stay.plug_seen_s if stay.plugged is False else 0.0
+    is_driven_since = last is not None and last.at_s <= stay.pulled_s + TOGETHER_S
     after = Stay(
         new.at_s,
-        percent_before=last,
-        is_driven_since=last is not None and last.at_s <= pulled_s + TOGETHER_S,
+        last,
+        is_driven_since,
         bmw_prediction=stay.bmw_prediction,
+        estimate=stay.estimate,
     )
     if new.topic == "plug":
         return after

@@ -125,14 +125,14 @@ def test_small_container_is_made_if_bmw_refuses_the_full_one(
     assert asked(cardata) == "LPPR" + "LPR"
 
 
-def test_full_container_is_sought_once_at_a_start_if_a_small_one_stands_in(
+def test_full_container_is_sought_at_a_start_and_once_a_day_if_a_small_one_stands_in(
     cardata: CarData, stopgap: Client, clock: Clock
 ) -> None:
     clock.sleep(DAY_S)
     assert Client(cardata, stopgap.memory, attended=False).poll()  # as cron starts it
     assert asked(cardata) == "R"
-    poll_for(Client(cardata, stopgap.memory), clock, 6)
-    assert asked(cardata).strip("R") == "LP"
+    poll_for(Client(cardata, stopgap.memory), clock, 47)
+    assert asked(cardata).replace("R", "") == "LPLP"
 
 
 def test_small_container_goes_on_until_a_search_has_found_the_full_one(stopgap: Client) -> None:

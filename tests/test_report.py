@@ -149,7 +149,7 @@ def test_newest_percentage_of_the_car_and_newest_word_on_the_plug_count(
         (("140", 0), ("30", 5), "22:20"),
         (("INVALID", 0), ("30", 5), "20:25"),
         (("140", 5), ("200", 0), "22:15"),  # it says 200 for "200 or more"
-        (("140", 61), ("30", 61), ""),  # of the charge before
+        (("140", 62), ("30", 62), ""),  # of the charge before
         (("140", None), None, "22:20"),
         (("140", -2 * 24 * 60), None, "22:20"),  # a time in two days is none
         (("65500", 0), None, ""),

@@ -483,6 +483,14 @@ def test_goal_is_not_told_of_a_car_that_was_parked_above_it() -> None:
     assert kinds(bmw.polled("10:51")) == ["soon"]
 
 
+def test_goal_is_not_told_by_a_percentage_from_before_a_drive() -> None:
+    bmw = seen("00:10", 80, **rest("00:00", 78))
+    bmw.polled("08:10", plug="DISCONNECTED@08:00")
+    assert bmw.at("10:10", **begin("10:00"), minutes="100@10:00") == "started, 78% charging"
+    assert bmw.at("10:50") == "78% charging"
+    assert bmw.at("11:10", header="40@10:00") == "reached, ~82% charging"
+
+
 def test_goal_is_told_after_a_drive_that_the_computer_slept_through() -> None:
     bmw = parked(90, 80)
     news = bmw.polled("14:00", **begin("10:00"), header="40@10:00", predicted="85")
@@ -528,6 +536,13 @@ def test_without_a_prediction_the_charge_rises_evenly_until_it_is_full() -> None
     assert bmw.at("11:00") == "step, ~70% charging"
     assert bmw.at("11:59") == "soon, ~99% charging"
     assert bmw.at("12:30") == "overdue, ~99% charging"
+
+
+@pytest.mark.parametrize(("sent", "line"), [("9:59", "~70% charging"), ("9:58", "40% charging")])
+def test_estimate_that_came_just_before_a_charge_is_of_it(sent: str, line: str) -> None:
+    bmw = parked(40)
+    bmw.polled("10:01", **begin("10:00"), header="40@10:00", minutes=f"121@{sent}")
+    assert bmw.at("11:00").endswith(line)
 
 
 def test_even_rise_begins_anew_with_each_word_of_the_car() -> None:
