@@ -110,8 +110,8 @@ class Trouble(Exception):
     code: str = ""  # CarData's error code, or "HTTP 404"; "" if there is none
     wait_s: float | None = None  # until the next try; None for the growing pause
     news: News | None = None  # for the owner, unless told recently
-    is_for_owner: bool = False  # the owner must sign in, which is not an error
-    was_sent: bool = True  # the server may have received the request
+    needs_sign_in: bool = False  # the owner must sign in, which is not an error
+    may_have_arrived: bool = True  # whether the server may have the request
 
     def __str__(self) -> str:
         return self.why
@@ -659,7 +659,7 @@ def printable(value: object, hidden: Iterable[str]) -> str:
 
 # --- Memory: state kept across restarts -----------------------------------------------
 @dataclass
-class SignIn:
+class SignInState:
     """The client id's OAuth tokens. If there is a refresh token, the id has worked."""
 
     access_token: str = ""
@@ -711,7 +711,7 @@ class Memory:
 
     client_id: str = ""  # to which the sign-in and the container belong
     vin: str = ""  # the car that the fields from journal to news_told_s are about
-    sign_in: SignIn = field(default_factory=SignIn)
+    sign_in: SignInState = field(default_factory=SignInState)
     container: Container = field(default_factory=Container)
     requests_s: list[float] = field(default_factory=list)  # CarData's last 24 hours
     journal: list[Observation] = field(default_factory=list)
@@ -739,7 +739,7 @@ class MemoryFile:
         # portal has no client id, and trying it must not lose the CarData sign-in.
         if client_id and memory.client_id != client_id:
             memory.client_id = client_id
-            memory.sign_in = SignIn()
+            memory.sign_in = SignInState()
             memory.container = Container()
         if memory.vin != vin:
             memory.vin = vin
@@ -996,7 +996,7 @@ def send(
         hint = hint_on(error)
         if hint:
             why += f": {hint}"
-        raise Trouble(why, was_sent=may_have_been_sent(error)) from None
+        raise Trouble(why, may_have_arrived=may_have_been_sent(error)) from None
 
     logger.debug("asked %s for %s: HTTP %d", host, what, response.status_code)
     return HttpAnswer(what, host, response.status_code, response.headers, body)
@@ -1191,7 +1191,7 @@ class CarDataSignIn:
     def _keep_tokens(self, said: Mapping[str, Any]) -> None:
         lifetime_s = number(said.get("expires_in"), most=1e6) or 3599.0
         old = self._memory.sign_in
-        self._memory.sign_in = SignIn(
+        self._memory.sign_in = SignInState(
             access_token=said["access_token"],
             expires_s=time.time() + lifetime_s,
             refresh_token=old.refresh_token,
@@ -1211,7 +1211,7 @@ class CarDataSignIn:
         """
         if not self._may_ask:
             why = "CarData needs a sign-in: run i3charge.py by hand, without --once"
-            raise Trouble(why, news=News("sign-in", why), is_for_owner=True)
+            raise Trouble(why, news=News("sign-in", why), needs_sign_in=True)
         sign_in = self._memory.sign_in
         wait_s = seconds_until(sign_in.next_code_s, max(CODE_PAUSES_S))
         if wait_s:
@@ -1234,7 +1234,7 @@ class CarDataSignIn:
             " once if you start i3charge.py by hand."
         )
         news = News("sign-in", message, click=code.address, good_until_s=code.expires_s)
-        return Trouble(message, wait_s=code.interval_s, news=news, is_for_owner=True)
+        return Trouble(message, wait_s=code.interval_s, news=news, needs_sign_in=True)
 
     def _trouble_until_next_code(self, wait_s: float) -> Trouble:
         """Return the Trouble that says when the next code comes.
@@ -1244,7 +1244,7 @@ class CarDataSignIn:
         next_clock = clock_at(self._memory.sign_in.next_code_s, time.time())
         why = f"CarData needs a sign-in: the next code comes at {next_clock}"
         wait_s = min(wait_s, self._renewal_wait_s() or wait_s)
-        return Trouble(why, wait_s=wait_s, is_for_owner=True)
+        return Trouble(why, wait_s=wait_s, needs_sign_in=True)
 
     def _new_code(self) -> DeviceCode:
         verifier = secrets.token_urlsafe(64)
@@ -1303,11 +1303,11 @@ class CarDataSignIn:
         is_bare_403 = answer.status == 403 and not error
         is_pending = error in (PENDING, SLOW_DOWN) or is_bare_403
         if is_pending and time.time() < code.expires_s:
-            raise Trouble("", wait_s=code.interval_s, is_for_owner=True)
+            raise Trouble("", wait_s=code.interval_s, needs_sign_in=True)
         if is_pending or error == EXPIRED:
             self._code = None
             why = "the code was not confirmed in time; restart i3charge to get a new one at once"
-            raise Trouble(why, is_for_owner=True)
+            raise Trouble(why, needs_sign_in=True)
         if error or CODE_USED_UP in answer.body:
             self._drop_refused_code(error or "invalid_access_token")
         raise answer.trouble()
@@ -1329,7 +1329,7 @@ class CarDataSignIn:
             why = "the sign-in was declined, or BMW could not process this code"
         advice = "confirm the next one in a private window without an ad blocker"
         wait_s = None if pause_s else 5.0
-        raise Trouble(f"{why}: {advice}", wait_s=wait_s, is_for_owner=True)
+        raise Trouble(f"{why}: {advice}", wait_s=wait_s, needs_sign_in=True)
 
     def _post(self, what: str, path: str, form: Mapping[str, str]) -> HttpAnswer:
         form = {"client_id": self._client_id, **form}
@@ -1516,7 +1516,7 @@ class CarData:
             self._use_best_container(self._active_containers(exclude=lost))
         except Trouble as trouble:
             is_unrelated = trouble.code in (WRONG_SCOPE, *QUOTA_USED_UP)
-            if is_unrelated or not trouble.was_sent:
+            if is_unrelated or not trouble.may_have_arrived:
                 container.next_search_s = 0.0
             elif trouble.wait_s is None:
                 trouble.wait_s = SEARCH_PAUSE_S
@@ -1601,7 +1601,7 @@ class CarData:
         try:
             access_token = self._sign_in.access_token()
         except Trouble as trouble:
-            trouble.was_sent = False  # this request, which needs the token
+            trouble.may_have_arrived = False  # this request, which needs the token
             raise
         headers = {
             "Authorization": f"Bearer {access_token}",
@@ -1613,13 +1613,13 @@ class CarData:
         if len(sent_s) >= self._quota:
             wait_s = min(sent_s[-self._quota] + DAY_S - now_s, HOUR_S)
             why = "i3charge has used up its CarData requests for 24 hours"
-            raise Trouble(why, wait_s=wait_s, was_sent=False)
+            raise Trouble(why, wait_s=wait_s, may_have_arrived=False)
         self._memory.requests_s = [*sent_s, now_s]
         self._save()
         try:
             return send(what, method, f"{self._url}/{path}", headers=headers, **parts)
         except Trouble as trouble:
-            if not trouble.was_sent:
+            if not trouble.may_have_arrived:
                 self._memory.requests_s.pop()
             raise
 
@@ -2152,8 +2152,8 @@ class Stay:
     def became_full_s(self, now_s: float) -> float:
         """Return when the car became full; 0 if it did not.
 
-        It is full at 100 %. It is also full if it has reached its goal, even at 99 %: an
-        i3 cannot have a lower goal.
+        100 % counts once the charge has stopped, BMW confirms it, or half an hour has
+        passed. A goal that was reached counts even at 99 %: an i3 cannot have a lower one.
         """
         full_times_s = [
             each.at_s
@@ -2170,8 +2170,8 @@ class Stay:
     def _means_full(self, said_s: float, now_s: float) -> bool:
         """Return whether 100 %, sent at a given time, means that the car is full.
 
-        A charging car may send it and go on for a while, and its status can lag for
-        hours. A car that was just plugged in may send an old value again.
+        A charging car may send it, and charge on for a while. A car that was just plugged
+        in may send an old value again.
         """
         charge = self.charge_begun_by(said_s)
         if not charge:
@@ -2238,8 +2238,8 @@ def stays_in(journal: list[Observation]) -> list[Stay]:
     """Cut the journal into stays; the last one is the present one."""
     has_car_status = any(each.topic == "status" for each in journal)
     stays = [Stay()]
-    # If the car sends CONNECTED twice, it may have been away in between. Follow both
-    # possibilities until the next sign of a charge decides; 100 % alone is no sign.
+    # If the car sends CONNECTED twice, it may have been away in between. Then this is the
+    # stay that began. A sign of a charge decides for it; 100 % alone is no sign.
     possible: Stay | None = None
     for each in journal:
         if each.topic == "hv_status" and not has_car_status:
@@ -3104,7 +3104,7 @@ class Outbox:
                 timeout_s=(TELLING_LIMIT_S, TELLING_LIMIT_S),
             )
         except Trouble as trouble:
-            return "may be taken" if trouble.was_sent else "later", str(trouble)
+            return "may be taken" if trouble.may_have_arrived else "later", str(trouble)
         outcome = outcome_at_ntfy(answer) if is_ntfy else outcome_at_webhook(answer)
         return outcome, refusal_in(answer, url)
 
@@ -3398,10 +3398,10 @@ class Loop:
             self.exit_status = problem.exit_status
         elif self.once:
             self.exit_status = 1
-        if self.trouble is None or self.trouble.is_for_owner:
+        if self.trouble is None or self.trouble.needs_sign_in:
             self.failing_since_s = time.monotonic()
         self.trouble = trouble
-        if not trouble.is_for_owner:
+        if not trouble.needs_sign_in:
             self.failures += 1
         wait_s = trouble.wait_s
         if wait_s is None:
@@ -3417,14 +3417,14 @@ class Loop:
         self.save()
 
     def log_trouble(self, trouble: Trouble, wait_s: float) -> None:
-        level = logging.WARNING if trouble.is_for_owner else logging.ERROR
+        level = logging.WARNING if trouble.needs_sign_in else logging.ERROR
         sentence = str(trouble)
         has_code = trouble.news is not None and bool(trouble.news.click)
         if sentence and self.exit_status is None and not has_code:
             sentence += f"; next try in {duration(wait_s)}"
         if sentence:
             logger.log(level, "%s", sentence)
-        waiting_for = "waiting for you" if trouble.is_for_owner else "no reading"
+        waiting_for = "waiting for you" if trouble.needs_sign_in else "no reading"
         self.log.set_title(f"i3: {waiting_for}")
 
     def tell_silence(self) -> None:
@@ -3440,7 +3440,7 @@ class Loop:
 
     def is_failing_for_long(self, now_s: float) -> bool:
         """Return whether polls have failed for hours while the computer was awake."""
-        if not self.trouble or self.trouble.is_for_owner:
+        if not self.trouble or self.trouble.needs_sign_in:
             return False
         if self.once:
             last = self.memory.last

@@ -156,7 +156,7 @@ class CarData(Door):
         """What the script remembers after a sign-in here; `changed` is of the sign-in."""
         with self.changed:
             self.new_tokens(SCOPE)
-        sign_in = i3charge.SignIn(self.access_token, 4e9, self.refresh_token)
+        sign_in = i3charge.SignInState(self.access_token, 4e9, self.refresh_token)
         return i3charge.Memory(
             client_id=self.client_id,
             vin=VIN,
@@ -400,7 +400,7 @@ class Client:
         if trouble is None:
             self.failures = 0
             return interval_s
-        self.failures += not trouble.is_for_owner
+        self.failures += not trouble.needs_sign_in
         if trouble.wait_s is not None:
             return trouble.wait_s
         return i3charge.growing_pause_s(max(self.failures, 1), interval_s)

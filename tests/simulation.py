@@ -98,7 +98,7 @@ def run(telematic: Telematic, begins_s: float, ends_s: float) -> Owner:
     simulated = mock.patch.multiple(i3charge, time=clock, send=bmw.send)
     with simulated, suppress(Clock.Over):
         settings = i3charge.load_settings(variables, "CarData", "")
-        memory = i3charge.Memory(sign_in=i3charge.SignIn(refresh_token="r"))
+        memory = i3charge.Memory(sign_in=i3charge.SignInState(refresh_token="r"))
         outbox = i3charge.Outbox(settings, memory, saved, "")
         i3charge.Loop(
             door=i3charge.CarData(settings, memory, saved),

@@ -141,7 +141,7 @@ def test_small_container_goes_on_until_a_search_has_found_the_full_one(stopgap: 
     cardata.api_answers = [says_code("CU-403")]
     assert "predicted" not in values(Client(cardata, memory).poll())
 
-    memory.sign_in = i3charge.SignIn()  # waiting for the owner is no search
+    memory.sign_in = i3charge.SignInState()  # waiting for the owner is no search
     started = Client(cardata, memory)
     assert any(not started.problem() for _ in range(4))
     assert memory.container.purpose == i3charge.FULL_SET
@@ -247,7 +247,7 @@ def test_request_counts_only_if_bmw_may_have_read_it(cardata: CarData, client: C
     client.refused()
     assert len(client.memory.requests_s) == 1
     cardata.stop_listening()
-    assert not client.refused().was_sent
+    assert not client.refused().may_have_arrived
     cardata.listen_again()
     assert len(client.memory.requests_s) == 1
 

@@ -49,7 +49,7 @@ def signed_out(cardata: CarData, signed_in: Client) -> Client:
 def waits(client: Client) -> Trouble:
     """Poll, and return what the owner has to do first."""
     trouble = client.refused()
-    assert trouble.is_for_owner
+    assert trouble.needs_sign_in
     return trouble
 
 
@@ -280,7 +280,7 @@ def test_owner_of_a_client_id_that_is_not_let_in_yet_is_told_what_to_subscribe(n
     trouble = new.refused()
     assert str(trouble).endswith(i3charge.SUBSCRIBE_ADVICE)
     assert trouble.news == News("error", str(trouble))
-    assert trouble.wait_s is None and not trouble.is_for_owner
+    assert trouble.wait_s is None and not trouble.needs_sign_in
     assert "CODE-1" in str(waits(new))
 
 

@@ -52,8 +52,8 @@ IDLE = Car("NOCHARGING")
 CHARGING = Car("CHARGINGACTIVE")
 RISING = [Car("CHARGINGACTIVE", percent) for percent in range(60, 98, 6)]
 FAILED = Trouble("BMW has failed")
-SIGN_IN = Trouble("sign in", wait_s=300.0, is_for_owner=True)
-CODE = Trouble("", wait_s=5, is_for_owner=True)  # whether the owner has confirmed it
+SIGN_IN = Trouble("sign in", wait_s=300.0, needs_sign_in=True)
+CODE = Trouble("", wait_s=5, needs_sign_in=True)  # whether the owner has confirmed it
 BROKEN = Trouble("broken", news=News("error", "have a look"))
 
 
@@ -236,7 +236,7 @@ def test_failure_is_said_with_the_next_try_if_there_is_one(
 
 def test_waiting_for_the_owner_is_no_error(clock: Clock, log: Log) -> None:
     code = News("sign-in", "Sign in", click="https://bmw.example")
-    door = Door(clock, Trouble("Sign in", wait_s=90.0, news=code, is_for_owner=True))
+    door = Door(clock, Trouble("Sign in", wait_s=90.0, news=code, needs_sign_in=True))
     assert run(door, hours=0.01).titles == ["i3: waiting for you"]
     assert [(each.levelname, each.message) for each in log.records] == [("WARNING", "Sign in")]
 

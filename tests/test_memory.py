@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import i3charge
-from i3charge import Container, Memory, MemoryFile, Message, News, Observation, Reading, SignIn
+from i3charge import Container, Memory, MemoryFile, Message, News, Observation, Reading, SignInState
 
 NOW_S = time.time()
 REACHED = News("reached", "80% reached", at_s=9e8, since_s=8e8, click="x", good_until_s=2e9)
@@ -34,7 +34,7 @@ def whole_memory() -> Memory:
     return Memory(
         client_id="client",
         vin=VIN,
-        sign_in=SignIn("secret-access", 4e9, "secret-refresh", 1, True, 2, 3, 1.6e9),
+        sign_in=SignInState("secret-access", 4e9, "secret-refresh", 1, True, 2, 3, 1.6e9),
         container=Container("S1", i3charge.FULL_SET, 5.5),
         requests_s=[1.5, 2],
         journal=[
