@@ -1455,14 +1455,14 @@ class CarData:
         self._sign_in = CarDataSignIn(
             settings, memory, save, may_ask=may_ask, by_hand=by_hand
         )
-        # Until then, the small container is good enough.
-        self._next_upgrade_s = 0.0 if may_ask else math.inf
+        self._next_upgrade_s = math.inf  # when to replace a small container
         if may_ask:  # not run by cron every few minutes, so search without delay
+            self._next_upgrade_s = 0.0
             memory.container.next_search_s = 0.0
 
     def poll(self) -> Report:
         """Return a new report. Raise Trouble if a retry may help, CannotGoOn if not."""
-        self._sign_in.access_token()  # failing here must not count as a search
+        self._sign_in.access_token()  # first, as signing in is no part of a search
         container = self._memory.container
         if container.purpose not in DESCRIPTORS:
             self._find_container()
@@ -1486,14 +1486,11 @@ class CarData:
         values = dict_or_empty(answer.json().get("telematicData"))
         log_values(values, self._vin)
         report = report_in(values, time.time())
-        if not report.observations:
-            raise self._empty(answer)
-        return report
-
-    def _empty(self, answer: HttpAnswer) -> Trouble:
+        if report.observations:
+            return report
         if self._memory.last:
-            return answer.trouble()
-        return Trouble(f"BMW's answer contains no data of the car; {DRIVE_ONCE}")
+            raise answer.trouble()
+        raise Trouble(f"BMW's answer contains no data of the car; {DRIVE_ONCE}")
 
     # Containers
 
@@ -1538,23 +1535,23 @@ class CarData:
 
     def _use_best_container(self, ours: Mapping[str, str]) -> None:
         """Use our container with the full set or, if BMW refuses that, the small one."""
-        container = self._memory.container
-        for purpose, descriptors in DESCRIPTORS.items():
-            try:
-                found = ours.get(purpose) or self._make_container(purpose, descriptors)
-            except Trouble as trouble:
-                if purpose == SMALL_SET or not trouble.code.startswith(SET_REFUSED):
-                    raise
-            else:
-                container.id = found
-                container.purpose = purpose
-                return
+        try:
+            self._use_container(FULL_SET, ours)
+        except Trouble as trouble:
+            if not trouble.code.startswith(SET_REFUSED):
+                raise
+            self._use_container(SMALL_SET, ours)
 
-    def _make_container(self, purpose: str, descriptors: list[str]) -> str:
+    def _use_container(self, purpose: str, ours: Mapping[str, str]) -> None:
+        container = self._memory.container
+        container.id = ours.get(purpose) or self._make_container(purpose)
+        container.purpose = purpose
+
+    def _make_container(self, purpose: str) -> str:
         asked = {
             "name": "i3charge",
             "purpose": purpose,
-            "technicalDescriptors": descriptors,
+            "technicalDescriptors": DESCRIPTORS[purpose],
         }
         made = self._ask("a container", "POST", "containers", json=asked).json()
         container_id = text_or_empty(made.get("containerId"))
