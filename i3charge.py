@@ -931,7 +931,7 @@ class HttpAnswer:
 
     def trouble(self, wait_s: float | None = None) -> Trouble:
         """Return the Trouble to raise for an unusable answer."""
-        how = "is out of order" if self.status >= 500 else "gave no useful answer"
+        how = "failed" if self.status >= 500 else "gave no useful answer"
         why = f"{self.host} {how} when asked for {self.what} (HTTP {self.status})"
         return Trouble(why, code=f"HTTP {self.status}", wait_s=wait_s)
 
@@ -942,15 +942,15 @@ BODY_LIMIT_BYTES = 1 << 20  # the car's status takes about 4,000
 # Hints for the owner if this computer could not send a request. The first type that
 # matches is used.
 LOCAL_TROUBLES: dict[type[Exception], str] = {
-    requests.exceptions.ProxyError: "look at ALL_PROXY and HTTPS_PROXY",
-    requests.exceptions.InvalidProxyURL: "look at ALL_PROXY and HTTPS_PROXY",
+    requests.exceptions.ProxyError: "check ALL_PROXY and HTTPS_PROXY",
+    requests.exceptions.InvalidProxyURL: "check ALL_PROXY and HTTPS_PROXY",
     # A SOCKS proxy needs a package that is not installed.
-    requests.exceptions.InvalidSchema: "look at ALL_PROXY: SOCKS needs pysocks",
+    requests.exceptions.InvalidSchema: "check ALL_PROXY: SOCKS needs pysocks",
     # Networks that want a login answer with their own certificate, and a certificate
     # seems not yet valid if the computer's clock has not been set.
-    requests.exceptions.SSLError: "look at the network, the clock and REQUESTS_CA_BUNDLE",
-    requests.exceptions.InvalidURL: "look at the address, ALL_PROXY and HTTPS_PROXY",
-    urllib3.exceptions.LocationValueError: "look at the address",
+    requests.exceptions.SSLError: "check the network, the clock and REQUESTS_CA_BUNDLE",
+    requests.exceptions.InvalidURL: "check the address, ALL_PROXY and HTTPS_PROXY",
+    urllib3.exceptions.LocationValueError: "check the address",
 }
 
 
@@ -993,7 +993,7 @@ def send(
         # Do not log these errors' text, which contains the URL. A malformed Location
         # raises ValueError even though redirects are not followed.
         why = f"no answer from {host} when asked for {what} ({type(error).__name__})"
-        hint = hint_on(error)
+        hint = hint_for(error)
         if hint:
             why += f": {hint}"
         raise Trouble(why, may_have_arrived=may_have_been_sent(error)) from None
@@ -1024,15 +1024,15 @@ def read_body(response: requests.Response) -> bytes:
     return b""
 
 
-def hint_on(error: Exception) -> str:
-    """Return what the owner can look at, if the cause is on this computer."""
+def hint_for(error: Exception) -> str:
+    """Return what the owner can check, if the cause is on this computer."""
     for kind, hint in LOCAL_TROUBLES.items():
         if isinstance(error, kind):
             return hint
     is_of_requests = isinstance(error, requests.exceptions.RequestException)
     if isinstance(error, OSError) and not is_of_requests:
         return (
-            "look at REQUESTS_CA_BUNDLE, or set up .venv anew: certificates are missing"
+            "check REQUESTS_CA_BUNDLE, or set up .venv anew: certificates are missing"
         )
     return ""
 
@@ -1277,7 +1277,9 @@ class CarDataSignIn:
         if not self._memory.sign_in.refresh_token:
             advice = f"check CARDATA_CLIENT_ID, {SUBSCRIBE_ADVICE}, and start again"
             return CannotGoOn(f"{why}: {advice}", exit_status=1)
-        why += ", which has worked before: BMW is out of order, or has deleted the client id"
+        why += (
+            ", which has worked before: BMW has an outage, or has deleted the client id"
+        )
         message = f"{why}; after a day, make a new one in the portal"
         return Trouble(message, news=News("error", message))
 
@@ -2913,14 +2915,14 @@ class Desktop:
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._is_helpless = False
+        self._has_advised = False
 
     def show(self, news: News) -> None:
         for start in (start_pync, start_osascript, start_notify_send):
             if self._has_shown(start, news):
                 return
-        if not self._is_helpless:
-            self._is_helpless = True
+        if not self._has_advised:
+            self._has_advised = True
             logger.info("no notifications on this computer; README.md has advice")
 
     def _has_shown(
@@ -3027,7 +3029,7 @@ class Outbox:
 
     def deliver(self) -> None:
         """Send the messages that are due."""
-        self._give_up_the_old()
+        self._drop_expired()
         for name in self._urls:
             self._deliver_to(name)
 
@@ -3039,7 +3041,7 @@ class Outbox:
             elif message.news.while_plugged and has_left(message.made_s, stay):
                 message.news = dataclasses.replace(message.news, while_plugged="")
 
-    def say_what_is_left(self) -> None:
+    def log_undelivered(self) -> None:
         for message in self._memory.outbox:
             if message.address in self._urls:
                 host = self._host(message.address)
@@ -3048,7 +3050,7 @@ class Outbox:
     def _host(self, name: str) -> str:
         return urlsplit(self._urls[name]).hostname or ""
 
-    def _give_up_the_old(self) -> None:
+    def _drop_expired(self) -> None:
         now_s = time.time()
         for message in list(self._memory.outbox):
             if now_s < message.good_until_s:
@@ -3596,7 +3598,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         status = loop.run()
     finally:
-        outbox.say_what_is_left()
+        outbox.log_undelivered()
         loop.log.close()
     if arguments.demo and not arguments.once:
         logger.info('That was a simulation. Next: README.md, "Your own car".')

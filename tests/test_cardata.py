@@ -287,7 +287,7 @@ def test_expired_token_is_renewed_and_the_reading_not_lost(client: Client, refus
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (says(503, "<html>"), "127.0.0.1 is out of order when asked for the car's status"),
+        (says(503, "<html>"), "127.0.0.1 failed when asked for the car's status"),
         (oauth_error(403, "forbidden"), "127.0.0.1 gave no useful answer when asked for"),
         (says(200, {"telematicData": {}}), "127.0.0.1 gave no useful answer when asked for"),
         (says_code("CU-104"), "CarData says: No (CU-104): check VEHICLE_IDENTIFICATION_NUMBER"),

@@ -198,7 +198,7 @@ def test_terminal_at_night(portal: Portal, terminal_notifier: Notifier, terminal
     assert terminal.run(settings=portal.settings(), constants=constants, macos="14.5") == 1
     colours = {
         "when news is due": DIM,
-        "is out of order": RED,
+        "failed when asked": RED,
         "refuses the login": RED,
         "Charging stopped": "",
         "Fully charged": "",
@@ -220,7 +220,7 @@ def test_terminal_may_want_no_colours_or_no_escapes_at_all(
 ) -> None:
     portal.readings = [UNAVAILABLE]
     assert terminal.run("--once", settings=portal.settings(), extra_env=environment) == 1
-    assert "is out of order" in terminal.text
+    assert "failed when asked" in terminal.text
     assert not re.search(absent, terminal.written)
 
 

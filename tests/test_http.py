@@ -108,20 +108,20 @@ def test_connection_that_breaks_in_the_tls_handshake_has_sent_nothing(
 
 
 BMW = "https://bmw.invalid/"
-PROXY = "look at ALL_PROXY and HTTPS_PROXY"
-INSECURE = "look at the network, the clock and REQUESTS_CA_BUNDLE"
+PROXY = "check ALL_PROXY and HTTPS_PROXY"
+INSECURE = "check the network, the clock and REQUESTS_CA_BUNDLE"
 
 
 @pytest.mark.parametrize(
     ("variable", "url", "hint"),
     [
         ("", "https://127.0.0.1:{port}/", INSECURE),
-        ("REQUESTS_CA_BUNDLE=/nowhere/secret", BMW, "look at REQUESTS_CA_BUNDLE, or"),
+        ("REQUESTS_CA_BUNDLE=/nowhere/secret", BMW, "check REQUESTS_CA_BUNDLE, or"),
         ("ALL_PROXY=socks5://secret@h:1", BMW, "SOCKS needs pysocks"),
         ("HTTPS_PROXY=gopher://secret", BMW, "HTTPS_PROXY"),  # it is of another kind
         ("HTTPS_PROXY=http://:80/secret", BMW, PROXY),  # it has no host
         ("HTTPS_PROXY=http://secret@127.0.0.1:{port}", BMW, PROXY),  # it refuses
-        ("", "http://bmw..invalid/secret", "look at the address"),
+        ("", "http://bmw..invalid/secret", "check the address"),
     ],
 )
 def test_request_that_this_computer_could_not_send_says_where_to_look(
