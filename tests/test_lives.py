@@ -17,8 +17,9 @@ def test_what_is_told_in_three_weeks_is_true_and_told_once(seeds: range) -> None
     for _, verdict in lives.verdicts(seeds):
         found[verdict.life.habits.has_plug].update(verdict.counts)
     both = found[True] + found[False]
-    never = ["full is false", "full twice", "soon twice", "more than 48 requests"]
-    assert [both[kind] for kind in never] == [0] * 4
+    for kind in ("full is false", "full twice", "soon twice", "start is false"):
+        assert both[kind] == 0, kind
+    assert both["more than 48 requests"] == 0
 
     def is_rare(kind: str, of: str, most: float, counts: Counter[str]) -> bool:
         """Whether it is as rare as in hundreds of lives, but for two."""
@@ -28,5 +29,6 @@ def test_what_is_told_in_three_weeks_is_true_and_told_once(seeds: range) -> None
     assert is_rare("full missed", "full due", 0.0015, found[True])
     assert is_rare("full missed", "full due", 0.08, found[False])
     assert is_rare("stop missed", "stop due", 0.01, both)
+    assert is_rare("stop is false", "stop told", 0.01, both)
     assert is_rare("stop of a full car", "stop told", 0.01, both)
     assert is_rare("line falls", "full due", 0.003, both)
