@@ -536,7 +536,9 @@ class Reading:
     def minutes_to_full(self) -> float | None:
         """Minutes until full; None if unknown or past, because BMW repeats old ones."""
         left_s = self.full_at_s - self.taken_s
-        return None if left_s < -MINUTE_S else max(0.0, round(left_s / MINUTE_S, 1))
+        if not self.full_at_s or left_s < -MINUTE_S:
+            return None
+        return max(0.0, round(left_s / MINUTE_S, 1))
 
     @property
     def full_clock(self) -> str:
@@ -943,7 +945,6 @@ BODY_LIMIT_BYTES = 1 << 20  # the car's status takes about 4,000
 # matches is used.
 LOCAL_TROUBLES: dict[type[Exception], str] = {
     requests.exceptions.ProxyError: "check ALL_PROXY and HTTPS_PROXY",
-    requests.exceptions.InvalidProxyURL: "check ALL_PROXY and HTTPS_PROXY",
     # A SOCKS proxy needs a package that is not installed.
     requests.exceptions.InvalidSchema: "check ALL_PROXY: SOCKS needs pysocks",
     # Networks that want a login answer with their own certificate, and a certificate
@@ -1280,7 +1281,7 @@ class CarDataSignIn:
         why += (
             ", which has worked before: BMW has an outage, or has deleted the client id"
         )
-        message = f"{why}; after a day, make a new one in the portal"
+        message = f"{why}; if this lasts a day, create a new one in the portal"
         return Trouble(message, news=News("error", message))
 
     def _redeem(self, code: DeviceCode) -> None:
@@ -1411,7 +1412,7 @@ WRONG_SCOPE = "CU-103"  # the sign-in is not valid for CarData
 CONTAINER_LOST = ("CU-105", "CU-121", "CU-122", "HTTP 400", "HTTP 404")
 # If the full set is refused. BMW has also answered unknown descriptors with 5xx, and an
 # owner who has no container left may still have the small one.
-SET_REFUSED = ("CU-402", "CU-124", "CU-5", "HTTP 5")
+SET_REFUSED_PREFIXES = ("CU-402", "CU-124", "CU-5", "HTTP 5")
 QUOTA_USED_UP = ("CU-429", "HTTP 429")
 
 ADVICE = {
@@ -1464,7 +1465,7 @@ class CarData:
 
     def poll(self) -> Report:
         """Return a new report. Raise Trouble if a retry may help, CannotGoOn if not."""
-        self._sign_in.access_token()  # first, as signing in is no part of a search
+        self._sign_in.access_token()  # if this fails, it must not count as a search
         container = self._memory.container
         if container.purpose not in DESCRIPTORS:
             self._find_container()
@@ -1540,7 +1541,7 @@ class CarData:
         try:
             self._use_container(FULL_SET, ours)
         except Trouble as trouble:
-            if not trouble.code.startswith(SET_REFUSED):
+            if not trouble.code.startswith(SET_REFUSED_PREFIXES):
                 raise
             self._use_container(SMALL_SET, ours)
 
@@ -1931,6 +1932,7 @@ class Charge:
     status: Status = "unknown"  # the car's status when the charge had stopped
     full_at_s: float = 0.0  # when the car expects to be full; 0 if unknown
     computed: float = 0.0  # the highest computed percentage since the car last sent one
+    resumed: Observation | None = None  # the percentage when a pause ended
     is_from_bmw: bool = False  # BMW computed it, not this script
     is_assumed: bool = False  # the car was driven, but its status still says charging
 
@@ -1961,7 +1963,7 @@ class Stay:
     bmw_prediction: float | None = None  # percent
     hv_status: str = ""  # BMW's own keyword, which lags the car's status
     estimate: Observation | None = None  # of the time when the car will be full
-    heard_s: float = 0.0  # when the car last sent anything
+    last_sent_s: float = 0.0  # when the car last sent anything
 
     # Taking note of observations
 
@@ -1983,7 +1985,7 @@ class Stay:
         elif new.topic == "hv_status":
             self.hv_status = new.value
         if new.topic not in ("predicted", "hv_status"):
-            self.heard_s = new.at_s
+            self.last_sent_s = new.at_s
 
     def _see_plug(self, is_in: bool, at_s: float) -> None:
         was_in = self.plugged or (self.plugged is None and self.charges)
@@ -2012,21 +2014,28 @@ class Stay:
             return
         charge = self.open_charge
         if status == "charging" and not charge:
-            self._begin_charge(at_s)
+            self.charges.append(Charge(at_s, full_at_s=self._estimate_s(at_s)))
+        elif charge and status == "charging":
+            self._resume_charge(charge, at_s)
         elif charge and status == "waiting":
             charge.computed = self.computed_percent(at_s)
             charge.full_at_s = 0.0  # it will be later than the car expected
-        elif charge and status != "charging":
+        elif charge:
             self._stop_charge(charge, status, at_s)
         self.status = status
         self.status_since_s = at_s
 
-    def _begin_charge(self, at_s: float) -> None:
-        """Begin a charge, with an estimate that was sent just before; others are old."""
-        charge = Charge(at_s)
-        if self.estimate and self.estimate.at_s >= at_s - MINUTE_S:
-            charge.full_at_s = self.estimate.value
-        self.charges.append(charge)
+    def _estimate_s(self, at_s: float) -> float:
+        """Return the car's estimate if it was sent just before; others are old."""
+        is_recent = self.estimate and self.estimate.at_s >= at_s - MINUTE_S
+        return self.estimate.value if self.estimate and is_recent else 0.0
+
+    def _resume_charge(self, charge: Charge, at_s: float) -> None:
+        """End a pause, in which the percentage has not risen."""
+        charge.full_at_s = self._estimate_s(at_s)
+        if self.last_percent:
+            percent = max(charge.computed, self.last_percent.value)
+            charge.resumed = Observation(at_s, "predicted", percent)
 
     def _stop_charge(self, charge: Charge, status: Status, at_s: float) -> None:
         if charge.is_assumed and at_s <= charge.began_s + TOGETHER_S:
@@ -2050,6 +2059,7 @@ class Stay:
         is_new_value = self.values_of(new.topic)[-1:] != [new.value]
         if self.open_charge and is_new_value:  # it replaces the computed percentage
             self.open_charge.computed = 0.0
+            self.open_charge.resumed = None
             self.open_charge.is_from_bmw = False
         self.percents.append(new)
         is_of_pull = 0 < self.pulled_s and new.at_s <= self.pulled_s + TOGETHER_S
@@ -2058,7 +2068,7 @@ class Stay:
 
     def _see_estimate(self, new: Observation) -> None:
         self.estimate = new
-        if self.open_charge:
+        if self.open_charge and self.status == "charging":
             self.open_charge.computed = self.computed_percent(new.at_s)
             self.open_charge.full_at_s = new.value
 
@@ -2143,7 +2153,7 @@ class Stay:
     def _may_be_full_at_end(self, charge: Charge, ended_s: float) -> bool:
         """Return whether the car may be full, judging by its percentage near the end.
 
-        One from before the end may have risen since.
+        If the car sent that before the end, the charge may have risen since.
         """
         found = self.percent_at_end(charge, ended_s)
         return not found or highest_possible(found, ended_s) >= NEARLY_FULL
@@ -2186,7 +2196,7 @@ class Stay:
     def is_settled(self, charge: Charge, now_s: float) -> bool:
         """Return whether the outcome of a stopped charge is known, or overdue.
 
-        If the car may be full, for example at 99 %, only the reason tells.
+        If the car may be full, for example at 99 %, only the reason settles it.
         """
         ended_s = charge.stopped_s
         if now_s >= ended_s + MAX_PERCENT_DELAY_S:
@@ -2199,12 +2209,14 @@ class Stay:
     def computed_percent(self, now_s: float) -> float:
         """Return BMW's prediction, or else assume that the charge rises evenly.
 
-        It rises from the car's own percentage to 100 % at the time that the car expects.
-        The result never falls within a charge, until the car sends its own percentage.
-        There must be a charge; one that has stopped has its final percentage.
+        It rises from the car's own percentage, or from the end of a pause, to 100 % at
+        the time that the car expects. The result never falls within a charge, until the
+        car sends its own percentage. There must be a charge; one that has stopped has its
+        final percentage.
         """
         charge = self.charges[-1]
-        last = self.percents[-1] if self.percents else self.parked_percent
+        own = self.percents[-1] if self.percents else self.parked_percent
+        last = charge.resumed or own
         if not last or charge.is_from_bmw or not self.open_charge:
             return charge.computed
         since_s = max(last.at_s, charge.began_s)
@@ -2235,14 +2247,13 @@ def highest_possible(last: Observation, at_s: float) -> float:
 
 def stays_in(journal: list[Observation]) -> list[Stay]:
     """Cut the journal into stays; the last one is the present one."""
-    has_car_status = any(each.topic == "status" for each in journal)
+    if all(each.topic != "status" for each in journal):
+        journal = [as_status(each) for each in journal]
     stays = [Stay()]
-    # If the car sends CONNECTED twice, it may have been away in between. Then this is the
-    # stay that began. A sign of a charge decides for it; 100 % alone is no sign.
+    # If the car sends CONNECTED twice, it may have been away in between. This is the stay
+    # that has begun if so. A charge or an estimate confirms it; 100 % alone does not.
     possible: Stay | None = None
     for each in journal:
-        if each.topic == "hv_status" and not has_car_status:
-            each = each._replace(topic="status")
         if possible:
             possible.see(each)
             if possible.charges or each.topic == "full_at":
@@ -2264,6 +2275,11 @@ def stays_in(journal: list[Observation]) -> list[Stay]:
             possible.see(each)
         stay.see(each)
     return stays
+
+
+def as_status(each: Observation) -> Observation:
+    """Take BMW's hvStatus for the status, for a car that sends none of its own."""
+    return each._replace(topic="status") if each.topic == "hv_status" else each
 
 
 def begins_stay(new: Observation, stay: Stay) -> bool:
@@ -2345,7 +2361,7 @@ def reading_of(stay: Stay, report: Report, range_unit: str) -> Reading | None:
     computed = percent_to_show(stay, report)
     if computed is not None:
         # A computed percentage is as old as the car's last observation on any topic.
-        percent, reported_s = computed, stay.heard_s
+        percent, reported_s = computed, stay.last_sent_s
     elif stay.last_percent:
         percent, reported_s = float(stay.last_percent.value), stay.last_percent.at_s
     else:
@@ -2403,7 +2419,7 @@ SOON_MINUTES = 10
 OVERDUE_S = 30 * MINUTE_S  # after the time when it should have been full
 MAX_CHARGE_S = 20 * HOUR_S
 STILL_THERE_S = HOUR_S
-# Older events are not told. The limit exceeds a day, so that a daily run misses nothing.
+# Older events are not reported. The limit exceeds a day, so that a daily run misses nothing.
 MAX_NEWS_AGE_S = 36 * HOUR_S
 
 
@@ -2435,8 +2451,11 @@ def news_of_charge(
 ) -> Iterator[News]:
     """Yield the events of the charge that goes on."""
 
+    # The car's clock can be ahead.
+    at_s = max(reading.taken_s, charge.began_s)
+
     def news(kind: Kind, message: str) -> News:
-        return News(kind, message, at_s=reading.taken_s, since_s=charge.began_s)
+        return News(kind, message, at_s=at_s, since_s=charge.began_s)
 
     yield started_news(charge, stay, reading)
     if has_reached(notify_at, charge, stay, reading):
@@ -2450,7 +2469,7 @@ def news_of_charge(
         yield News(
             "paused", message, at_s=stay.status_since_s, since_s=stay.status_since_s
         )
-    warning = overdue_message(charge, reading)
+    warning = overdue_message(charge, stay.status_since_s, reading)
     if warning:
         yield news("overdue", warning)
 
@@ -2478,7 +2497,7 @@ def has_reached(notify_at: float, charge: Charge, stay: Stay, reading: Reading) 
     return percent is not None and percent < notify_at <= reading.percent
 
 
-def overdue_message(charge: Charge, reading: Reading) -> str:
+def overdue_message(charge: Charge, since_s: float, reading: Reading) -> str:
     """Return a warning if a charge takes far too long; "" if not.
 
     BMW may report for days that a full car charges.
@@ -2489,8 +2508,8 @@ def overdue_message(charge: Charge, reading: Reading) -> str:
     if charge.full_at_s and OVERDUE_S <= now_s - charge.full_at_s <= DAY_S:
         clock = clock_at(charge.full_at_s, now_s)
         return f"Expected full at {clock}, but BMW has not confirmed it. Please check the car."
-    if now_s - charge.began_s >= MAX_CHARGE_S:
-        lasts = duration(now_s - charge.began_s)
+    if now_s - since_s >= MAX_CHARGE_S:
+        lasts = duration(now_s - since_s)
         return f"BMW reports {lasts} of charging. Please check the car."
     return ""
 
@@ -2505,7 +2524,7 @@ def full_news(stay: Stay, now_s: float, *, is_present: bool) -> News:
     return News(
         "full",
         f"Fully charged: {summary}." if summary else "Fully charged.",
-        while_plugged="The charging station can be freed." if is_plugged else "",
+        while_plugged="You can free the charging station now." if is_plugged else "",
         at_s=full_s,
         since_s=stay.since_s,
     )
@@ -2610,7 +2629,7 @@ class ChargeWatch:
 
         memory.journal = trimmed(journal, stays, report.taken_s)
         events = events_in(stays, reading, self._notify_at)
-        news = self._take_news(events, reading.taken_s, is_first)
+        news = self._take_untold(events, reading.taken_s, is_first)
         memory.step_from = min(memory.step_from, reading.percent)
         if not news and not is_first and stay.is_charging(reading.taken_s):
             news = self._step_news(reading)
@@ -2621,7 +2640,7 @@ class ChargeWatch:
         memory.last = reading
         return stay, reading, news
 
-    def _take_news(
+    def _take_untold(
         self, events: Iterable[News], now_s: float, is_first: bool
     ) -> list[News]:
         """Return the events that the owner has not heard of, and note them as told."""
@@ -3016,11 +3035,12 @@ class Outbox:
         """Queue a message for each address if this kind of news has a priority."""
         if not DELIVERIES[news.kind].priority:
             return
+        now_s = time.time()
         for waiting in self._memory.outbox:
-            if not waiting.unanswered:
-                waiting.next_try_s = 0.0  # so that it does not hold up the new message
+            if not waiting.unanswered:  # then it must not hold up the new message
+                waiting.next_try_s = min(waiting.next_try_s, now_s)
         for name in self._urls:
-            message = Message(name, news, made_s=time.time())
+            message = Message(name, news, made_s=now_s)
             if reading:
                 message.charge = reading.percent
                 message.predicted = reading.predicted
@@ -3272,8 +3292,9 @@ class Notifier:
                 print("\a", end="", file=sys.stderr, flush=True)
             self._desktop.show(each)
 
-    def tell_trouble(self, news: News, told_as: str) -> bool:
+    def tell_trouble(self, news: News, told_as: str = "") -> bool:
         """Tell a trouble once a day while it lasts; return whether it is told now."""
+        told_as = told_as or news.message
         if self.was_told_lately(told_as):
             return False
         now_s = time.time()
@@ -3334,7 +3355,7 @@ class Loop:
     notifier: Notifier
     outbox: Outbox
     once: bool = False
-    until_full: bool = False
+    ends_when_full: bool = False
     failures: int = 0  # consecutive
     failing_since_s: float = 0.0  # by time.monotonic(), which stands still in sleep
     trouble: Trouble | None = None  # why the last poll gave no reading
@@ -3361,7 +3382,7 @@ class Loop:
             if not self.notifier.was_told_lately(sentence):
                 logger.error("%s", sentence)
                 with suppress(Exception):  # telling can be what is at fault
-                    self.notifier.tell_trouble(News("error", sentence), sentence)
+                    self.notifier.tell_trouble(News("error", sentence))
 
     def poll(self) -> None:
         """Take one reading, or note why there is none."""
@@ -3376,14 +3397,14 @@ class Loop:
         began_s = min(began_s, reading.taken_s)  # the clock may have been corrected
         self.next_s = began_s + self.interval_s
         self.guarded(lambda: self.log.write(reading))
-        self.guarded(lambda: self.notifier.tell(news, reading))
         self.guarded(lambda: self.outbox.drop_outdated(stay, reading.taken_s))
+        self.guarded(lambda: self.notifier.tell(news, reading))
         self.guarded(self.notifier.forget_troubles)
         is_saved = self.save()
 
         if self.log.is_unread:
             self.exit_status = 0
-        elif self.once or (self.until_full and reading.status == "full"):
+        elif self.once or (self.ends_when_full and reading.status == "full"):
             is_good = self.log.works and is_saved and self.exit_status is None
             self.exit_status = 0 if is_good else 1
         self.next_s = self.watch.next_poll_s(reading, began_s)
@@ -3409,7 +3430,7 @@ class Loop:
 
         self.guarded(lambda: self.log_trouble(trouble, wait_s))
         if trouble.news:
-            self.notifier.tell_trouble(trouble.news, trouble.news.message)
+            self.notifier.tell_trouble(trouble.news)
         # The first failure may only mean that the computer has just woken up.
         if self.once or self.failures > 1:
             self.tell_silence()
@@ -3427,7 +3448,7 @@ class Loop:
         self.log.set_title(f"i3: {waiting_for}")
 
     def tell_silence(self) -> None:
-        """Tell that readings are missing: soon if the car charges, else after hours."""
+        """Report missing readings: promptly during a charge, otherwise after hours."""
         now_s = time.time()
         news = silence_news(self.memory.last, self.interval_s, now_s)
         told_as = "no word in a charge"
@@ -3469,7 +3490,7 @@ Log the charge of a BMW i3, and say when it rises and when the car is full.
 
 Each reading is a line on stdout. The news (charging has started, paused or
 stopped, 5 % more, full soon, full) shows as a notification on this computer.
-All of it but pauses and 5 % steps also goes to your phone. Ctrl-C ends it."""
+All but pauses and 5 % steps goes to your phone as well. Ctrl-C ends the script."""
 
 MANUAL = """\
 settings, from .env beside this file or the environment (.env wins):
@@ -3588,12 +3609,12 @@ def run(arguments: argparse.Namespace) -> int:
         notifier=Notifier(memory, save, Desktop(title), outbox),
         outbox=outbox,
         once=arguments.once,
-        until_full=arguments.demo,
+        ends_when_full=arguments.demo,
     )
     if not arguments.once:
         pace = f"every {duration(settings.interval_s)} and when news is due"
         if arguments.demo:
-            pace = "whose two hours pass in 15 seconds"
+            pace = "two hours in 15 seconds"
         logger.info("%s, %s. Phone: %s", loop.door.name, pace, outbox.hosts)
     try:
         status = loop.run()

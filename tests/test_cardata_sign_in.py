@@ -268,7 +268,8 @@ def test_refused_client_id_goes_on_being_tried_if_it_has_worked(
         assert trouble.news == News("error", str(trouble))
         assert str(trouble) == (
             "BMW refuses the sign-in (invalid_client), which has worked before: BMW has an"
-            " outage, or has deleted the client id; after a day, make a new one in the portal"
+            " outage, or has deleted the client id; if this lasts a day, create a new one in"
+            " the portal"
         )
     cardata.client_id = signed_in.memory.client_id
     clock.sleep(2 * MINUTE_S)

@@ -119,7 +119,7 @@ INSECURE = "check the network, the clock and REQUESTS_CA_BUNDLE"
         ("REQUESTS_CA_BUNDLE=/nowhere/secret", BMW, "check REQUESTS_CA_BUNDLE, or"),
         ("ALL_PROXY=socks5://secret@h:1", BMW, "SOCKS needs pysocks"),
         ("HTTPS_PROXY=gopher://secret", BMW, "HTTPS_PROXY"),  # it is of another kind
-        ("HTTPS_PROXY=http://:80/secret", BMW, PROXY),  # it has no host
+        ("HTTPS_PROXY=http://:80/secret", BMW, "HTTPS_PROXY"),  # it has no host
         ("HTTPS_PROXY=http://secret@127.0.0.1:{port}", BMW, PROXY),  # it refuses
         ("", "http://bmw..invalid/secret", "check the address"),
     ],

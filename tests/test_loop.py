@@ -37,15 +37,18 @@ class Car:
     percent: float | None = 60.0
     predicted: float | None = None
     full_at_s: float | None = None
+    ahead_s: float = 0.0  # the car's clock
 
     def report(self, now_s: float) -> Report:
+        now_s += self.ahead_s
         said = [
             Observation(now_s, "status", self.status),
             Observation(now_s, "percent", self.percent),
             Observation(0.0, "predicted", self.predicted),
             Observation(now_s, "full_at", self.full_at_s),
         ]
-        return Report(now_s, now_s, [each for each in said if each.value is not None])
+        taken_s = now_s - self.ahead_s
+        return Report(taken_s, taken_s, [each for each in said if each.value is not None])
 
 
 IDLE = Car("NOCHARGING")
@@ -264,6 +267,11 @@ def test_each_code_for_a_sign_in_is_told(cardata: CarData, clock: Clock) -> None
     told = run(door, 8, memory=memory)
     assert told.hours == pytest.approx([0, 1, 7], abs=0.1)
     assert len(set(told.told)) == 3
+
+
+def test_phone_hears_of_a_car_whose_clock_is_ahead(clock: Clock, ntfy: Recorder) -> None:
+    run(Door(clock, IDLE, Car(ahead_s=HOUR_S)), hours=1, ntfy=ntfy)
+    assert ntfy.messages() == ["Charging from 60%"]
 
 
 # --- Silence in a charge --------------------------------------------------------------

@@ -35,7 +35,7 @@ def charging(
 
 def test_a_whole_charge_is_told(night: Bmw) -> None:
     begin = {"status": "CHARGINGACTIVE@20:02", "header": "41@20:02", "minutes": "118@20:02"}
-    full = "full: Fully charged: 41 → 100% in 1 h 58 min. The charging station can be freed."
+    full = "full: Fully charged: 41 → 100% in 1 h 58 min. You can free the charging station now."
     story: list[tuple[str, Words, list[str]]] = [
         ("20:05", {"predicted": "41"}, []),
         ("20:10", begin, ["started: Charging from 41%, full about 22:00"]),
@@ -102,6 +102,12 @@ def test_overdue_is_told_20_hours_after_it_began() -> None:
 def test_estimate_that_is_older_than_a_day_is_not_waited_for() -> None:
     told = charging(40, left=60).polled("4 20:00")
     assert told == ["overdue: BMW reports 3 days of charging. Please check the car."]
+
+
+def test_pauses_do_not_count_for_the_20_hours() -> None:
+    bmw = charging(40, left=60)
+    bmw.polled("20:20", status="CHARGINGPAUSED@20:20")
+    assert kinds(bmw.polled("2 18:00", status="CHARGINGACTIVE@2 17:50")) == []
 
 
 def test_estimate_of_before_a_pause_is_not_waited_for() -> None:

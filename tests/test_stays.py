@@ -132,7 +132,7 @@ def test_100_percent_that_a_new_charge_has_not_reached_is_not_full() -> None:
 
 def test_full_is_told_at_the_end_of_a_charge_that_nobody_saw() -> None:
     (full,) = parked().polled("02:40", plug="CONNECTED@01:00", **end("02:30", 100))
-    assert full == "full: Fully charged. The charging station can be freed."
+    assert full == "full: Fully charged. You can free the charging station now."
 
 
 def test_car_that_has_left_before_its_end_was_shown_was_full() -> None:
@@ -558,6 +558,16 @@ def test_what_was_computed_outlasts_a_pause_and_the_end() -> None:
     assert bmw.at("11:20", status="CHARGINGPAUSED@11:00") == "paused, ~70% waiting"
     assert bmw.at("11:40", status="CHARGINGENDED@11:30") == "~70% plugged in"
     assert bmw.at("12:20", header="66@11:30") == "stopped, 66% plugged in"
+
+
+def test_even_rise_stands_still_in_a_pause_and_goes_on_from_there() -> None:
+    bmw = charging(40, minutes="120@10:00")
+    assert bmw.at("10:40", status="CHARGINGPAUSED@10:20") == "paused, ~50% waiting"
+    assert bmw.at("12:00", minutes="100@11:00") == "~50% waiting"
+    assert (
+        bmw.at("15:10", status="CHARGINGACTIVE@15:00", minutes="100@15:00") == "step, ~55% charging"
+    )
+    assert bmw.at("15:50") == "step, ~75% charging"
 
 
 def test_nothing_is_interpolated_for_more_than_a_day() -> None:

@@ -29,7 +29,7 @@ import i3charge
 from i3charge import DELIVERIES, Memory, Message, News, Observation, Outbox, Reading, Report
 
 Log = pytest.LogCaptureFixture
-FULL = News("full", "Fully charged.", while_plugged="The charging station can be freed.")
+FULL = News("full", "Fully charged.", while_plugged="You can free the charging station now.")
 NEXT = News("error", "the next")
 DAY_S = 24 * 3600
 MIDNIGHT_S = datetime(2026, 11, 12, 23, tzinfo=timezone.utc).timestamp()  # to Friday, there
@@ -287,7 +287,7 @@ def test_each_address_is_told_by_itself(sender: Sender, webhook: Recorder, log: 
     sender.tell(FULL, NEXT)
     assert (sender.ntfy.messages(), webhook.messages()) == ([], [FULL.text, NEXT.text])
     assert [message.address for message in sender.memory.outbox] == ["NTFY_URL"] * 2
-    assert log.messages[1] == "sent to 127.0.0.1: Fully charged. The charging station can…"
+    assert log.messages[1] == "sent to 127.0.0.1: Fully charged. You can free the chargin…"
 
 
 def test_new_news_lets_a_held_message_be_tried_at_once(sender: Sender) -> None:
