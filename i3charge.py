@@ -2027,8 +2027,9 @@ class Stay:
 
     def _estimate_s(self, at_s: float) -> float:
         """Return the car's estimate if it was sent just before; others are old."""
-        is_recent = self.estimate and self.estimate.at_s >= at_s - MINUTE_S
-        return self.estimate.value if self.estimate and is_recent else 0.0
+        if self.estimate and self.estimate.at_s >= at_s - MINUTE_S:
+            return float(self.estimate.value)
+        return 0.0
 
     def _resume_charge(self, charge: Charge, at_s: float) -> None:
         """End a pause, in which the percentage has not risen."""
