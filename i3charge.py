@@ -17,11 +17,11 @@ Settings come from `.env` beside this file and from the environment. State that 
 survive a restart (the sign-in, what the car has said, undelivered messages) is kept in
 `.i3charge.json` beside the settings file.
 
-The code follows the data from top to bottom: the settings, the data types (observations,
-readings, news), the memory, HTTP requests, the doors (BMW's APIs, which are the sources
-of observations), the car's stays, the reading, the news, the watch (which news was told,
-and when to poll next), the log, notifications, the main loop, the command line, and the
-demo's simulated car.
+The code follows the data from top to bottom: the settings, the data types
+(observations, readings, news), the memory, HTTP requests, the doors (BMW's APIs, which
+are the sources of observations), the car's stays, the reading, the news, the watch
+(what the owner has been told, and when to poll next), the log, notifications, the main
+loop, the command line, and the demo's simulated car.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ class Trouble(Exception):
 
     why: str  # for the log
     code: str = ""  # CarData's error code, or "HTTP 404"; "" if there is none
-    wait_s: float | None = None  # until the next try; None for the growing pause
-    news: News | None = None  # for the owner, unless told recently
+    wait_s: float | None = None  # until the next try; None to use growing_pause_s()
+    news: News | None = None  # for the owner; not repeated within a day
     needs_sign_in: bool = False  # the owner must sign in, which is not an error
     may_have_arrived: bool = True  # whether the server may have the request
 
@@ -388,7 +388,7 @@ def variables_in(text: str, path: Path) -> dict[str, str]:
 
 
 def misspelt_names(names: Iterable[str]) -> list[str]:
-    """Return a problem for each name that resembles a setting; warn of other unknowns."""
+    """Return a problem for each misspelt setting; warn about other unknown names."""
     problems = []
     for name in sorted(set(names) - set(SETTING_NAMES)):
         import difflib  # here, because it is slow to import and seldom needed
@@ -426,7 +426,7 @@ TOPICS: tuple[Topic, ...] = get_args(Topic)
 
 
 class Observation(NamedTuple):
-    """A value on one topic, sent by the car or (predicted, hv_status) computed by BMW."""
+    """A topic's value, sent by the car or (predicted, hv_status) computed by BMW."""
 
     at_s: float  # when the car sent it; 0 if BMW gives no valid time
     topic: Topic
@@ -614,7 +614,7 @@ def list_or_empty(value: object) -> list[Any]:
 
 
 def is_amount(value: object) -> bool:
-    """Return whether a value can be a duration, a time or a percentage; JSON has NaN."""
+    """Return whether a value can be a duration, time or percentage; json parses NaN."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_number and 0 <= value < 1e11  # type: ignore[operator]
 
@@ -662,7 +662,7 @@ def printable(value: object, hidden: Iterable[str]) -> str:
 # --- Memory: state kept across restarts -----------------------------------------------
 @dataclass
 class SignInState:
-    """The client id's OAuth tokens. If there is a refresh token, the id has worked."""
+    """The client id's OAuth tokens. A refresh token shows that the id has worked."""
 
     access_token: str = ""
     expires_s: float = 0.0  # when the access token expires
@@ -711,8 +711,8 @@ class Message:
 class Memory:
     """All state that survives a restart. One process loads it once and owns it."""
 
-    client_id: str = ""  # to which the sign-in and the container belong
-    vin: str = ""  # the car that the fields from journal to news_told_s are about
+    client_id: str = ""  # the sign-in and the container belong to it
+    vin: str = ""  # the car that the fields from journal to news_told_s describe
     sign_in: SignInState = field(default_factory=SignInState)
     container: Container = field(default_factory=Container)
     requests_s: list[float] = field(default_factory=list)  # CarData's last 24 hours
@@ -720,7 +720,7 @@ class Memory:
     last: Reading | None = None
     range_unit: str = ""  # the last unit that BMW has named for the car
     step_from: float = 100.0  # the lowest percentage since the last news
-    # The latest time of each kind of news, and when each trouble was told
+    # When the latest news of each kind happened, and when each trouble was told
     news_told_s: dict[str, float] = field(default_factory=dict)
     troubles_told_s: dict[str, float] = field(default_factory=dict)
     outbox: list[Message] = field(default_factory=list)
@@ -773,7 +773,7 @@ class MemoryFile:
         return memory
 
     def _put_aside(self) -> None:
-        """Rename a damaged file, which may still hold the sign-in, for the owner."""
+        """Rename a damaged file for the owner, as it may still hold the sign-in."""
         damaged = Path(f"{self._path}.damaged")
         try:
             os.replace(self._path, damaged)
@@ -837,7 +837,7 @@ Record = TypeVar("Record")
 def restored(defaults: Record, saved: object) -> Record:
     """Return a copy of `defaults` with all saved values that have the right type.
 
-    Another version may have saved the file, so a value of the wrong type gets its default.
+    Another version may have saved the file, so values of the wrong type are ignored.
     """
     valid = {}
     for name, value in dict_or_empty(saved).items():
@@ -906,10 +906,10 @@ Save = Callable[[], bool]  # saves the memory; returns whether that succeeded
 
 
 def seconds_until(planned_s: float, longest_s: float) -> float:
-    """Return the seconds until a planned time; 0 if it has come.
+    """Return the seconds until a planned time; 0 if it has passed.
 
-    A wait that exceeds the longest possible one is 0, too: the clock must have been
-    wrong when it was planned.
+    Also return 0 if the wait exceeds `longest_s`: the clock must have been wrong when
+    it was planned.
     """
     wait_s = planned_s - time.time()
     return wait_s if 0 < wait_s <= longest_s else 0.0
@@ -947,8 +947,8 @@ LOCAL_TROUBLES: dict[type[Exception], str] = {
     requests.exceptions.ProxyError: "check ALL_PROXY and HTTPS_PROXY",
     # A SOCKS proxy needs a package that is not installed.
     requests.exceptions.InvalidSchema: "check ALL_PROXY: SOCKS needs pysocks",
-    # Networks that want a login answer with their own certificate, and a certificate
-    # seems not yet valid if the computer's clock has not been set.
+    # Networks with a login page answer with their own certificate, and a certificate
+    # appears not to be valid yet if the computer's clock has not been set.
     requests.exceptions.SSLError: "check the network, the clock and REQUESTS_CA_BUNDLE",
     requests.exceptions.InvalidURL: "check the address, ALL_PROXY and HTTPS_PROXY",
     urllib3.exceptions.LocationValueError: "check the address",
@@ -1004,9 +1004,9 @@ def send(
 
 
 def is_nearby(host: str) -> bool:
-    """Return whether a host is in the owner's own network, without looking it up.
+    """Return whether a host is on the owner's own network, without a DNS lookup.
 
-    A proxy does not reach it, and must not see the secret path of its address.
+    A proxy cannot reach it, and must not see the secret path in its address.
     """
     with suppress(ValueError):
         return ipaddress.ip_address(host.partition("%")[0]).is_private
@@ -1014,7 +1014,7 @@ def is_nearby(host: str) -> bool:
 
 
 def read_body(response: requests.Response) -> bytes:
-    """Read and unpack the body, up to a limit. Return b"" if it breaks off."""
+    """Read and decompress the body, up to a limit. Return b"" if reading fails."""
     body = b""
     with suppress(OSError, urllib3.exceptions.HTTPError):
         for chunk in response.iter_content(CHUNK_BYTES):
@@ -1041,8 +1041,8 @@ def hint_for(error: Exception) -> str:
 def may_have_been_sent(error: BaseException | None) -> bool:
     """Return whether a request may have reached its server before an error.
 
-    It has not if the error occurred before or in http.client's connect(), which includes
-    the TLS handshake. After that, endheaders() sends the request.
+    It has not if the error occurred before or during http.client's connect(), which
+    includes the TLS handshake. After that, endheaders() sends the request.
     """
     steps = set()
     while error:
@@ -1054,7 +1054,7 @@ def may_have_been_sent(error: BaseException | None) -> bool:
 
 # --- CarData: sign-in -----------------------------------------------------------------
 SUBSCRIBE_ADVICE = "subscribe the client id to the CarData API in the My BMW portal"
-# After the first device code, and after later ones
+# The pauses after the first device code and after each later one
 CODE_PAUSES_S = (HOUR_S, 6 * HOUR_S)
 
 # OAuth error codes (RFC 8628, 3.5)
@@ -1108,16 +1108,16 @@ class CarDataSignIn:
             memory.sign_in.next_code_s = 0.0
 
     def access_token(self) -> str:
-        """Return a valid token. Raise Trouble if none yet, CannotGoOn if never."""
+        """Return a valid token. Raise Trouble if a retry may help, else CannotGoOn."""
         if time.time() >= self._memory.sign_in.expires_s - self.RENEW_BEFORE_S:
             self._get_tokens()
         return self._memory.sign_in.access_token
 
     def _get_tokens(self) -> None:
-        """Renew the sign-in or, if BMW refuses that, let the owner sign in.
+        """Renew the sign-in or, if BMW refuses that, ask the owner to sign in.
 
-        BMW has refused valid refresh tokens for minutes. So an old one is tried again
-        even while the owner is to confirm a code.
+        BMW has refused valid refresh tokens for minutes, so keep trying the old one
+        even while waiting for the owner to confirm a code.
         """
         if self._can_renew():
             try:
@@ -1178,7 +1178,7 @@ class CarDataSignIn:
         return False
 
     def _request_tokens(self, what: str, form: Mapping[str, str]) -> HttpAnswer:
-        """Ask for tokens. Save them before they are used, and before a signal is handled.
+        """Request tokens, and save them before they are used or a signal is handled.
 
         A refresh token is single-use: if the process ended between the request and the
         save, the owner would have to sign in again.
@@ -1205,10 +1205,10 @@ class CarDataSignIn:
     # The code that the owner confirms
 
     def _ask_owner(self) -> NoReturn:
-        """Request a device code if it is time. Raise the Trouble for the owner.
+        """Request a device code if one is due. Raise the Trouble for the owner.
 
-        Every code is sent to the owner, so limit them: one at once, one after an hour,
-        then one every six hours.
+        Every code is sent to the owner, so limit their number: one at once, one after
+        an hour, then one every six hours.
         """
         if not self._may_ask:
             why = "CarData needs a sign-in: run i3charge.py by hand, without --once"
@@ -1287,8 +1287,8 @@ class CarDataSignIn:
     def _redeem(self, code: DeviceCode) -> None:
         """Exchange the device code for tokens. Raise Trouble if BMW grants none yet.
 
-        Ask even after it has expired: the owner may have confirmed it, and then closed
-        the lid.
+        Try even after it has expired: the owner may have confirmed it and then closed
+        the laptop.
         """
         form = {
             "grant_type": self.DEVICE_CODE_GRANT,
@@ -1318,8 +1318,8 @@ class CarDataSignIn:
     def _drop_refused_code(self, error: str) -> NoReturn:
         """Drop the code, and raise the Trouble that says so.
 
-        The owner believes that the sign-in has worked, so request the next code at once.
-        After further refusals wait an hour, because BMW may refuse every code for hours.
+        The owner believes that the sign-in worked, so request the next code at once.
+        After further refusals, wait an hour: BMW may refuse every code for hours.
         """
         sign_in = self._memory.sign_in
         self._code = None
@@ -1410,8 +1410,8 @@ TOKEN_REFUSED = ("HTTP 401", "CU-100", "CU-101", "CU-102", "CU-127")
 WRONG_SCOPE = "CU-103"  # the sign-in is not valid for CarData
 # Unknown, malformed or being deleted; BMW's gateway has also sent 400 and 404 for it.
 CONTAINER_LOST = ("CU-105", "CU-121", "CU-122", "HTTP 400", "HTTP 404")
-# If the full set is refused. BMW has also answered unknown descriptors with 5xx, and an
-# owner who has no container left may still have the small one.
+# Errors that refuse the full set. BMW has also answered unknown descriptors with 5xx,
+# and an owner who cannot create another container may still have the small one.
 SET_REFUSED_PREFIXES = ("CU-402", "CU-124", "CU-5", "HTTP 5")
 QUOTA_USED_UP = ("CU-429", "HTTP 429")
 
@@ -1537,7 +1537,7 @@ class CarData:
         return ours
 
     def _use_best_container(self, ours: Mapping[str, str]) -> None:
-        """Use our container with the full set or, if BMW refuses that, the small one."""
+        """Use our container with the full set or, if BMW refuses it, the small one."""
         try:
             self._use_container(FULL_SET, ours)
         except Trouble as trouble:
@@ -1584,7 +1584,7 @@ class CarData:
                 f"this sign-in is not for CarData: {SUBSCRIBE_ADVICE}", code=code
             )
         if code in QUOTA_USED_UP or answer.status == 429:
-            # The quota resets at 00:00 UTC, or request by request after 24 hours.
+            # The quota resets at 00:00 UTC, or each request expires after 24 hours.
             wait_s = min(HOUR_S, DAY_S - time.time() % DAY_S + MINUTE_S)
             why = "BMW says that CarData's 50 requests a day are used up"
             return Trouble(why, code=QUOTA_USED_UP[0], wait_s=wait_s)
@@ -1601,7 +1601,7 @@ class CarData:
         try:
             access_token = self._sign_in.access_token()
         except Trouble as trouble:
-            trouble.may_have_arrived = False  # this request, which needs the token
+            trouble.may_have_arrived = False  # not sent: this request needs the token
             raise
         headers = {
             "Authorization": f"Bearer {access_token}",
@@ -1712,7 +1712,7 @@ def observed(at_s: float, topic: Topic, value: object) -> Observation | None:
 
 
 def time_after(at_s: float, minutes: object, most: float) -> float | None:
-    """Return the time that is some minutes later; None if BMW sends no such number."""
+    """Return the time `minutes` after `at_s`; None if BMW sends no valid number."""
     known = number(minutes, most)
     return None if known is None else at_s + known * MINUTE_S
 
@@ -1819,8 +1819,8 @@ def portal_report_in(car: Mapping[str, Any], now_s: float) -> Report:
     updated_s = timestamp_s(stamp, now_s)
     as_of_s = updated_s or now_s
     full_at_s = time_after(as_of_s, car.get("chargingTimeRemaining"), DAY_MINUTES)
-    # Only the percentage gets a time. Otherwise each answer would look as if the car had
-    # been plugged in again.
+    # Only the percentage gets a time. Otherwise each answer would look as if the car
+    # had been plugged in again.
     status = observed(0.0, "status", car.get("charging_status"))
     said = [
         observed(0.0, "plug", car.get("connectorStatus")),
@@ -1847,9 +1847,9 @@ class Door(Protocol):
 
 # --- The car's stays ------------------------------------------------------------------
 # BMW's answer holds the latest observation on each topic. Each observation has its own
-# time, and may arrive late, out of order, or never. So we keep a journal of observations,
-# sort it by time, and cut it into stays. A stay begins when the car is plugged in, and
-# when it turns out to have been driven. For example, this journal has two stays:
+# time, and may arrive late, out of order, or never. So we keep a journal of them, sort
+# it by time, and split it into stays. A stay begins when the car is plugged in, or when
+# an observation shows that it was driven. For example, this journal has two stays:
 #
 #   18:00  plug CONNECTED           stay 1 begins
 #   18:00  percent 41
@@ -1859,8 +1859,8 @@ class Door(Protocol):
 #   06:30  status CHARGINGACTIVE    a top-up, because the car is warmed before it leaves
 #   08:10  percent 62               stay 2 begins: the car was driven
 #
-# A late observation is sorted into its place, and a duplicate changes nothing. A restart,
-# or a gap of two days, needs no special treatment.
+# A late observation is sorted into place, and a duplicate changes nothing. Neither a
+# restart nor a gap of two days needs special treatment.
 JOURNAL_S = 3 * DAY_S  # longer than any charge
 
 # Tolerances for observations that are late, repeated or inexact
@@ -1879,7 +1879,7 @@ def merged(journal: list[Observation], report: Report) -> list[Observation]:
     """Return the journal with a report's observations, sorted by time."""
     found = list(journal)
     for each in report.observations:
-        # BMW reports the latest observation, so the clock was wrong for a later one.
+        # BMW sends the latest observation, so a later one came from a wrong clock.
         latest_s = max(each.at_s, report.taken_s) if each.at_s else report.as_of_s
         found = [
             one for one in found if one.topic != each.topic or one.at_s <= latest_s
@@ -1887,13 +1887,13 @@ def merged(journal: list[Observation], report: Report) -> list[Observation]:
         earlier = [one.value for one in found if one.topic == each.topic]
         new = each if each.at_s else dated(each, earlier, report.as_of_s)
         if new:
-            # Sorting is stable: of two with the same time, the later arrival comes later.
+            # The sort is stable: if two times are equal, the later arrival comes last.
             found = [one for one in found if one != new] + [new]
     return sorted(found, key=lambda one: (one.at_s, TOPICS.index(one.topic)))
 
 
 def dated(new: Observation, earlier: list[Any], as_of_s: float) -> Observation | None:
-    """Return an observation with the time of its report; None if its value is not new."""
+    """Return an observation with its report's time; None if its value is not new."""
     if earlier and earlier[-1] == new.value:
         return None
     # A car that is plugged in at its first report may have been plugged in for hours.
@@ -1939,14 +1939,14 @@ class Charge:
 
 @dataclass
 class Stay:
-    """What the car has done since it was plugged in, or parked elsewhere.
+    """What the car has done since it was plugged in or parked elsewhere.
 
-    `see` takes the observations in the order of time. Methods that depend on the current
-    time take it as a parameter.
+    Pass the observations to `see` in chronological order. Methods that depend on the
+    current time take it as a parameter.
 
-    The car's status can lag. So there are three answers to whether the car charges: its
-    `status`, the `open_charge` that the status has begun and not ended, and
-    `is_charging`, which is false if that charge has filled the car.
+    The car's status can lag, so there are three answers to whether the car is charging:
+    `status`; `open_charge`, which the status has begun but not ended; and
+    `is_charging`, which is false once that charge has filled the car.
     """
 
     since_s: float = 0.0
@@ -2026,7 +2026,7 @@ class Stay:
         self.status_since_s = at_s
 
     def _estimate_s(self, at_s: float) -> float:
-        """Return the car's estimate if it was sent just before; others are old."""
+        """Return the car's estimate, or 0 if it is outdated (over a minute old)."""
         if self.estimate and self.estimate.at_s >= at_s - MINUTE_S:
             return float(self.estimate.value)
         return 0.0
@@ -2074,9 +2074,9 @@ class Stay:
             self.open_charge.full_at_s = new.value
 
     def _see_prediction(self, new: Observation) -> None:
-        """Take note of BMW's prediction, unless it is impossible.
+        """Record BMW's prediction, and apply it to the charge if it is possible.
 
-        After a drive, BMW may predict from the percentage before the drive for a while.
+        For a while after a drive, BMW may predict from the percentage before the drive.
         """
         self.bmw_prediction = new.value
         charge = self.open_charge
@@ -2093,14 +2093,14 @@ class Stay:
 
     @property
     def open_charge(self) -> Charge | None:
-        """The charge that has not stopped according to the status; a pause is no stop."""
+        """The charge that the status has not ended; a pause does not end it."""
         last = self.charges[-1] if self.charges else None
         return None if last is None or last.stopped_s else last
 
     def is_charging(self, now_s: float) -> bool:
-        """Return whether a charge goes on, and has not filled the car.
+        """Return whether a charge is in progress and has not yet filled the car.
 
-        A charge that begins after the car was full is a top-up.
+        A top-up, which begins after the car was full, counts too.
         """
         if not self.open_charge:
             return False
@@ -2123,7 +2123,7 @@ class Stay:
         return None if self.is_driven_since else self.percent_before
 
     def values_of(self, topic: Topic) -> list[float]:
-        """Return the percentages on one of their two topics, which can differ a little."""
+        """Return the percentages on one topic; the two topics can differ slightly."""
         return [each.value for each in self.percents if each.topic == topic]
 
     def percent_at_start(self, charge: Charge) -> float | None:
@@ -2163,7 +2163,7 @@ class Stay:
         """Return when the car became full; 0 if it did not.
 
         100 % counts once the charge has stopped, BMW confirms it, or half an hour has
-        passed. A goal that was reached counts even at 99 %: an i3 cannot have a lower one.
+        passed. A reached goal counts even at 99 %: an i3 cannot have a lower goal.
         """
         full_times_s = [
             each.at_s
@@ -2180,8 +2180,8 @@ class Stay:
     def _means_full(self, said_s: float, now_s: float) -> bool:
         """Return whether 100 %, sent at a given time, means that the car is full.
 
-        A charging car may send it, and charge on for a while. A car that was just plugged
-        in may send an old value again.
+        A charging car may send it and keep charging for a while. A car that was just
+        plugged in may resend an old value.
         """
         charge = self.charge_begun_by(said_s)
         if not charge:
@@ -2190,7 +2190,7 @@ class Stay:
         return is_confirmed or now_s > said_s + HOLDS_100_S
 
     def _is_full_at_goal(self, reached_s: float) -> bool:
-        """Return whether no percentage contradicts that a goal was 100 %."""
+        """Return whether the percentages are consistent with a goal of 100 %."""
         charge = self.charge_begun_by(reached_s) or Charge()
         return self._may_be_full_at_end(charge, reached_s)
 
@@ -2208,12 +2208,12 @@ class Stay:
         return has_reason or not self._may_be_full_at_end(charge, ended_s)
 
     def computed_percent(self, now_s: float) -> float:
-        """Return BMW's prediction, or else assume that the charge rises evenly.
+        """Return BMW's prediction or, if there is none, interpolate linearly.
 
-        It rises from the car's own percentage, or from the end of a pause, to 100 % at
-        the time that the car expects. The result never falls within a charge, until the
-        car sends its own percentage. There must be a charge; one that has stopped has its
-        final percentage.
+        The line runs from the car's own percentage, or from the end of a pause, to
+        100 % at the time that the car expects. Within a charge, the result never falls
+        until the car sends its own percentage. The stay must have a charge; if that has
+        stopped, return its final percentage.
         """
         charge = self.charges[-1]
         own = self.percents[-1] if self.percents else self.parked_percent
@@ -2233,7 +2233,7 @@ class Stay:
 def first_from_or_last_before(
     observations: list[Observation], at_s: float, earliest_s: float
 ) -> Observation | None:
-    """Return the first observation from a time on or, if there is none, the last before."""
+    """Return the first observation from `at_s` on, or else the last one before it."""
     after = [each for each in observations if at_s <= each.at_s]
     before = [each for each in observations if earliest_s <= each.at_s < at_s]
     found = after[:1] or before[-1:]
@@ -2241,18 +2241,18 @@ def first_from_or_last_before(
 
 
 def highest_possible(last: Observation, at_s: float) -> float:
-    """Return the percentage that the fastest charge could have reached by a later time."""
+    """Return the percentage that the fastest charge could have reached by `at_s`."""
     minutes = max(0.0, at_s - last.at_s) / MINUTE_S
     return float(last.value + FASTEST_PERCENT * minutes)
 
 
 def stays_in(journal: list[Observation]) -> list[Stay]:
-    """Cut the journal into stays; the last one is the present one."""
+    """Split the journal into stays; the last one is the current stay."""
     if all(each.topic != "status" for each in journal):
         journal = [as_status(each) for each in journal]
     stays = [Stay()]
-    # If the car sends CONNECTED twice, it may have been away in between. This is the stay
-    # that has begun if so. A charge or an estimate confirms it; 100 % alone does not.
+    # If the car sends CONNECTED twice, it may have been away in between. This is the
+    # stay that began if so. A charge or an estimate confirms it; 100 % alone does not.
     possible: Stay | None = None
     for each in journal:
         if possible:
@@ -2279,7 +2279,7 @@ def stays_in(journal: list[Observation]) -> list[Stay]:
 
 
 def as_status(each: Observation) -> Observation:
-    """Take BMW's hvStatus for the status, for a car that sends none of its own."""
+    """Return BMW's hvStatus as the status, for a car that sends none of its own."""
     return each._replace(topic="status") if each.topic == "hv_status" else each
 
 
@@ -2297,7 +2297,7 @@ def begins_stay(new: Observation, stay: Stay) -> bool:
         # The car must be back at a plug.
         is_later = new.at_s > stay.status_since_s
         return is_later and STATUS_OF_WORD[new.value] in ACTIVE
-    # A full car that charges for longer than a top-up has been away unnoticed.
+    # A full car that charges for longer than a top-up must have left unnoticed.
     is_long = new.topic == "full_at" and new.value - new.at_s > MAX_TOP_UP_S
     return is_long and stay.open_charge is not None and stay.became_full_s(new.at_s) > 0
 
@@ -2312,7 +2312,7 @@ def may_begin_stay(new: Observation, stay: Stay) -> bool:
 
 
 def next_stay(new: Observation, stay: Stay, charge: Charge | None) -> Stay:
-    """Return the stay that an observation begins, before it has seen the observation."""
+    """Return the stay that an observation begins, without adding that observation."""
     last = stay.last_percent
     is_driven_since = last is not None and last.at_s <= stay.pulled_s + TOGETHER_S
     after = Stay(
@@ -2337,19 +2337,19 @@ def next_stay(new: Observation, stay: Stay, charge: Charge | None) -> Stay:
 
 
 def charge_in_next_stay(new: Observation, stay: Stay) -> Charge | None:
-    """Return the charge that goes on in the stay that an observation begins."""
+    """Return the charge that continues in the stay that an observation begins."""
     if new.topic == "plug":
         return None
     was_full = new.topic == "full_at"  # and charges for longer than a top-up
     if not stay.is_charging(new.at_s):
-        # Its status may have said "charging" since before it was full.
+        # The status may have been "charging" since before the car was full.
         return Charge(new.at_s) if was_full else None
     charge = stay.charges[-1]
     if was_full or charge.began_s >= new.at_s - TOGETHER_S:
         return charge  # the drive was before it
     if stay.became_full_s(new.at_s):
         return None
-    # The drive was within the charge: its end and its beginning were not seen.
+    # The drive interrupted the charge, whose end and new beginning were not seen.
     return Charge(new.at_s, is_assumed=True)
 
 
@@ -2420,12 +2420,12 @@ SOON_MINUTES = 10
 OVERDUE_S = 30 * MINUTE_S  # after the time when it should have been full
 MAX_CHARGE_S = 20 * HOUR_S
 STILL_THERE_S = HOUR_S
-# Older events are not reported. The limit exceeds a day, so that a daily run misses nothing.
+# Older events are dropped. The limit exceeds a day so that a daily run misses nothing.
 MAX_NEWS_AGE_S = 36 * HOUR_S
 
 
 def events_in(stays: list[Stay], reading: Reading, notify_at: float) -> Iterator[News]:
-    """Yield every event in the stays, told or not, in the order of telling."""
+    """Yield all events in the stays, even those already told, in order of delivery."""
     now_s = reading.taken_s
     present = stays[-1]
     for index, stay in enumerate(stays):
@@ -2450,7 +2450,7 @@ def stopped_events(stay: Stay, now_s: float) -> Iterator[News]:
 def news_of_charge(
     charge: Charge, stay: Stay, reading: Reading, notify_at: float
 ) -> Iterator[News]:
-    """Yield the events of the charge that goes on."""
+    """Yield the events of the charge in progress."""
 
     # The car's clock can be ahead.
     at_s = max(reading.taken_s, charge.began_s)
@@ -2491,7 +2491,7 @@ def with_full_clock(message: str, reading: Reading) -> str:
 
 
 def has_reached(notify_at: float, charge: Charge, stay: Stay, reading: Reading) -> bool:
-    """Return whether a charge that began below the owner's percentage has reached it."""
+    """Return whether a charge that began below `notify_at` has reached it."""
     percent = stay.percent_at_start(charge)
     if percent is None and stay.parked_percent:
         percent = stay.parked_percent.value
@@ -2501,7 +2501,7 @@ def has_reached(notify_at: float, charge: Charge, stay: Stay, reading: Reading) 
 def overdue_message(charge: Charge, since_s: float, reading: Reading) -> str:
     """Return a warning if a charge takes far too long; "" if not.
 
-    BMW may report for days that a full car charges.
+    BMW may report a full car as charging for days.
     """
     if reading.status != "charging":
         return ""
@@ -2563,7 +2563,7 @@ def percent_text_at_end(stay: Stay, charge: Charge) -> str:
 
 
 def why_stopped(stay: Stay, charge: Charge) -> str:
-    """Return the reason that the car sent for this end, or else its status then."""
+    """Return the reason that the car sent, or else its status after the charge."""
     for each in stay.reasons:
         reason = REASON_OF_WORD[each.value]
         if reason and abs(each.at_s - charge.stopped_s) <= TOGETHER_S:
@@ -2581,7 +2581,7 @@ def charge_summary(stay: Stay, charge: Charge, ended_s: float, to_percent: str) 
 
 
 def is_outdated(news: News, made_s: float, stay: Stay, now_s: float) -> bool:
-    """Return whether a message made at `made_s` is no longer true at a later reading."""
+    """Return whether a message from `made_s` is no longer true at a later reading."""
     if news.kind in ("sign-in", "error"):
         return not is_own_fault(news.message)
     if news.kind in ("started", "soon", "overdue"):
@@ -2593,7 +2593,7 @@ def is_outdated(news: News, made_s: float, stay: Stay, now_s: float) -> bool:
 
 
 def has_left(made_s: float, stay: Stay) -> bool:
-    """Return whether the car has left its plug since `made_s`."""
+    """Return whether the car has been unplugged since `made_s`."""
     return stay.plugged is False or stay.since_s > made_s
 
 
@@ -2613,7 +2613,7 @@ class ChargeWatch:
         self._early_polls = 0  # in a row with nothing new
 
     def observe(self, report: Report) -> tuple[Stay, Reading, list[News]]:
-        """Return the present stay, the reading, and the news in the order of telling.
+        """Return the current stay, the reading, and the news in order of delivery.
 
         Raise Trouble if no percentage is known.
         """
@@ -2644,12 +2644,12 @@ class ChargeWatch:
     def _take_untold(
         self, events: Iterable[News], now_s: float, is_first: bool
     ) -> list[News]:
-        """Return the events that the owner has not heard of, and note them as told."""
+        """Return the events that are new to the owner, and mark them as told."""
         news: list[News] = []
         for event in events:
             is_after_full = any(each.kind == "full" for each in news)
             if event.kind == "still" and is_after_full:
-                continue  # if "full" is told late, "still" can wait for the next reading
+                continue  # "full" is told late, so "still" can wait for the next poll
             if not self._was_told(event, now_s):
                 self._memory.news_told_s[event.kind] = event.at_s
                 if self._is_worth_telling(event, now_s, is_first):
@@ -2666,8 +2666,8 @@ class ChargeWatch:
     def _is_worth_telling(self, event: News, now_s: float, is_first: bool) -> bool:
         """Return whether an event is recent, and not from before the first report.
 
-        Only "soon" and "overdue" are news even then. But if version 3.1.0 has left a
-        reading without a journal, it may have told them.
+        In the first report, only "soon" and "overdue" are news. Not even those are if
+        version 3.1.0 left a reading without a journal: it may have told them.
         """
         if now_s - event.at_s > MAX_NEWS_AGE_S:
             return False
@@ -2693,7 +2693,7 @@ class ChargeWatch:
     def next_poll_s(self, reading: Reading, began_s: float) -> float:
         """Return when to poll next: after the interval, or earlier if news is due.
 
-        It may be up to MIN_GAP_S later, if that poll can then tell "soon".
+        Wait up to MIN_GAP_S longer if that poll can then announce "soon".
         """
         regular_s = began_s + self._interval_s
         if not reading.full_at_s or self._early_polls >= MAX_EARLY_POLLS:
@@ -3003,20 +3003,20 @@ def start_quietly(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 # --- Delivery to the owner's addresses ------------------------------------------------
-LATE_S = 10 * MINUTE_S  # a later message begins with the time that it tells of
+LATE_S = 10 * MINUTE_S  # a later message begins with the time of the event
 MAX_RETRY_PAUSE_S = HOUR_S
-# Between tries that may have been delivered, of which there is one more
+# Pauses between attempts that may have been delivered, one fewer than the attempts
 UNANSWERED_PAUSES_S = (5 * MINUTE_S, 55 * MINUTE_S)
 
-# What an address has done with a message. "may be taken": it has given no clear answer.
-Outcome = Literal["taken", "may be taken", "later", "refused"]
+# What became of a message; "unclear": it may have been accepted
+Outcome = Literal["accepted", "unclear", "later", "refused"]
 
 
 class Outbox:
-    """The queue of messages that have yet to be delivered to the owner's addresses.
+    """The queue of undelivered messages to the owner's addresses.
 
-    An address gets its messages in order: an undelivered message holds up later ones,
-    unless the address has refused it, or has given no clear answer twice.
+    Each address gets its messages in order: an undelivered message delays later ones,
+    unless the address has refused it or has twice given no clear answer.
     """
 
     def __init__(
@@ -3038,7 +3038,7 @@ class Outbox:
             return
         now_s = time.time()
         for waiting in self._memory.outbox:
-            if not waiting.unanswered:  # then it must not hold up the new message
+            if not waiting.unanswered:  # retry now, so as not to delay the new one
                 waiting.next_try_s = min(waiting.next_try_s, now_s)
         for name in self._urls:
             message = Message(name, news, made_s=now_s)
@@ -3098,7 +3098,7 @@ class Outbox:
 
     def _try(self, message: Message) -> None:
         outcome, why = self._post(message)
-        if outcome != "taken":
+        if outcome != "accepted":
             self._retry_later(message, outcome, why)
             return
         self._memory.outbox.remove(message)
@@ -3107,7 +3107,7 @@ class Outbox:
         logger.info("sent to %s: %s", self._host(message.address), shown)
 
     def _post(self, message: Message) -> tuple[Outcome, str]:
-        """Send a message. Return the outcome, and why it is not "taken"."""
+        """Send a message. Return the outcome, and why it is not "accepted"."""
         url = self._urls[message.address]
         address, credentials = split_credentials(url)
         is_ntfy = message.address == "NTFY_URL"
@@ -3124,19 +3124,19 @@ class Outbox:
                 timeout_s=(TELLING_LIMIT_S, TELLING_LIMIT_S),
             )
         except Trouble as trouble:
-            return "may be taken" if trouble.may_have_arrived else "later", str(trouble)
+            return "unclear" if trouble.may_have_arrived else "later", str(trouble)
         outcome = outcome_at_ntfy(answer) if is_ntfy else outcome_at_webhook(answer)
         return outcome, refusal_in(answer, url)
 
     def _retry_later(self, message: Message, outcome: Outcome, why: str) -> None:
-        """Plan the next try, or give the message up.
+        """Schedule the next attempt, or give up on the message.
 
-        The pause is as long as the message has waited, from a minute to an hour.
+        The pause equals the message's age, but at least a minute and at most an hour.
         """
         now_s = time.time()
         is_first_try = message.next_try_s == 0
         pause_s = min(max(now_s - message.made_s, MINUTE_S), MAX_RETRY_PAUSE_S)
-        if outcome == "may be taken":
+        if outcome == "unclear":
             if message.unanswered == len(UNANSWERED_PAUSES_S):
                 self._memory.outbox.remove(message)
                 host = self._host(message.address)
@@ -3196,7 +3196,7 @@ def webhook_message(
 
 
 def split_credentials(url: str) -> tuple[str, tuple[bytes, bytes] | None]:
-    """Take the user name and password out of an address, encoded as RFC 7617 wants.
+    """Split the user name and password from an address, and encode them as in RFC 7617.
 
     requests would encode them as Latin-1, which has no Cyrillic or Polish letters.
     """
@@ -3210,30 +3210,30 @@ def split_credentials(url: str) -> tuple[str, tuple[bytes, bytes] | None]:
 
 
 def outcome_at_ntfy(answer: HttpAnswer) -> Outcome:
-    """Return what ntfy has done with a message.
+    """Return the outcome of a message sent to ntfy.
 
-    A login page in front of a self-hosted server would swallow messages, so ntfy must
-    return a message id.
+    Require a message id in the answer, because a login page in front of a self-hosted
+    server would swallow messages.
     """
     if not 200 <= answer.status < 300:
         return outcome_of_error(answer.status)
     message_id = answer.json().get("id")
     if isinstance(message_id, (str, int)) and message_id:
-        return "taken"
-    return "later" if is_web_page(answer) else "may be taken"
+        return "accepted"
+    return "later" if is_web_page(answer) else "unclear"
 
 
 def outcome_at_webhook(answer: HttpAnswer) -> Outcome:
-    """Return what a webhook has done. Google Apps Script redirects after it has run."""
+    """Return a webhook's outcome. Google Apps Script redirects after it has run."""
     is_google = f".{redirect_host(answer)}".endswith(".googleusercontent.com")
     if 200 <= answer.status < 300 or (answer.status in (302, 303) and is_google):
-        return "taken"
+        return "accepted"
     return outcome_of_error(answer.status)
 
 
 def outcome_of_error(status: int) -> Outcome:
-    if status in (500, 504):  # it may have run all the same
-        return "may be taken"
+    if status in (500, 504):  # the message may have been processed anyway
+        return "unclear"
     return "refused" if 400 <= status < 500 and status != 429 else "later"
 
 
@@ -3251,7 +3251,7 @@ def redirect_host(answer: HttpAnswer) -> str:
 
 
 def refusal_in(answer: HttpAnswer, url: str) -> str:
-    """Describe why an address has not taken a message, without the (secret) address."""
+    """Describe why an address did not accept a message, without the secret address."""
     refused = f"{answer.host} did not accept a notification (HTTP {answer.status})"
     if 300 <= answer.status < 400:
         where = redirect_host(answer) or "another page"
@@ -3271,7 +3271,7 @@ def refusal_in(answer: HttpAnswer, url: str) -> str:
 
 # --- Telling the owner ----------------------------------------------------------------
 class Notifier:
-    """Tell news in every way: in the log, on this computer, and by the outbox."""
+    """Deliver news to the log, to this computer's desktop, and to the outbox."""
 
     def __init__(
         self, memory: Memory, save: Save, desktop: Desktop, outbox: Outbox
@@ -3294,7 +3294,7 @@ class Notifier:
             self._desktop.show(each)
 
     def tell_trouble(self, news: News, told_as: str = "") -> bool:
-        """Tell a trouble once a day while it lasts; return whether it is told now."""
+        """Tell the owner of a trouble at most once a day; return whether it did."""
         told_as = told_as or news.message
         if self.was_told_lately(told_as):
             return False
@@ -3313,7 +3313,7 @@ class Notifier:
         return 0 <= time.time() - told_s < DAY_S
 
     def forget_troubles(self) -> None:
-        """Forget all troubles but our own faults, which a reading does not disprove."""
+        """Forget all troubles but internal errors, which a reading does not refute."""
         told_s = self._memory.troubles_told_s
         self._memory.troubles_told_s = {
             told_as: at_s for told_as, at_s in told_s.items() if is_own_fault(told_as)
@@ -3340,7 +3340,7 @@ def no_readings_news(last: Reading | None, trouble: Trouble, now_s: float) -> Ne
 
 # --- Main loop ------------------------------------------------------------------------
 MAX_NAP_S = MINUTE_S
-NO_READINGS_S = 6 * HOUR_S  # of failing polls, three at least, before the owner is told
+NO_READINGS_S = 6 * HOUR_S  # of at least three failed polls, before telling the owner
 
 
 @dataclass
@@ -3358,7 +3358,7 @@ class Loop:
     once: bool = False
     ends_when_full: bool = False
     failures: int = 0  # consecutive
-    failing_since_s: float = 0.0  # by time.monotonic(), which stands still in sleep
+    failing_since_s: float = 0.0  # from time.monotonic(), which stops during sleep
     trouble: Trouble | None = None  # why the last poll gave no reading
     next_s: float = 0.0  # when the next poll is due
     exit_status: int | None = None  # set to end the loop
@@ -3373,7 +3373,7 @@ class Loop:
         return self.exit_status
 
     def guarded(self, step: Callable[[], None]) -> None:
-        """Run a step. Tell an internal error once a day, and carry on."""
+        """Run a step. If it fails, tell the owner once a day, and carry on."""
         try:
             step()
         except Exception as problem:  # noqa: BLE001 - whatever it is, it may pass
@@ -3382,7 +3382,7 @@ class Loop:
                 self.exit_status = 1
             if not self.notifier.was_told_lately(sentence):
                 logger.error("%s", sentence)
-                with suppress(Exception):  # telling can be what is at fault
+                with suppress(Exception):  # the notifier itself may be broken
                     self.notifier.tell_trouble(News("error", sentence))
 
     def poll(self) -> None:
@@ -3413,7 +3413,7 @@ class Loop:
     # What goes wrong
 
     def note_failure(self, problem: Exception) -> None:
-        """Plan the next try, then say and tell what is wrong."""
+        """Schedule the next attempt, log the problem, and tell the owner."""
         trouble = trouble_of(problem)
         if isinstance(problem, CannotGoOn):
             self.exit_status = problem.exit_status
@@ -3449,7 +3449,7 @@ class Loop:
         self.log.set_title(f"i3: {waiting_for}")
 
     def tell_silence(self) -> None:
-        """Report missing readings: promptly during a charge, otherwise after hours."""
+        """Report missing readings: promptly during a charge, else after six hours."""
         now_s = time.time()
         news = silence_news(self.memory.last, self.interval_s, now_s)
         told_as = "no word in a charge"
@@ -3472,7 +3472,7 @@ class Loop:
     # Waiting
 
     def wait(self) -> None:
-        """Sleep in naps until the next poll, but no longer if the clock is set back."""
+        """Sleep in naps until the next poll; a clock set back does not extend this."""
         left_s = self.next_s - time.time()
         while left_s > 0:
             nap_s = min(left_s, MAX_NAP_S)
@@ -3573,11 +3573,11 @@ def main() -> int:
 
 
 def handle_signals() -> None:
-    """Let a signal end the program in an orderly way, if its parent does not ignore it.
+    """Exit cleanly on a signal, unless the parent process has set it to be ignored.
 
-    nohup ignores SIGHUP, and a script SIGINT for what it runs in the background.
+    nohup ignores SIGHUP, and a script ignores SIGINT for its background commands.
     """
-    # Python complains about the half-made sockets that a Ctrl-C leaves.
+    # Python complains about the partly created sockets that Ctrl-C leaves behind.
     sys.unraisablehook = lambda _: None
     handlers = {
         signal.SIGINT: signal.default_int_handler,
@@ -3671,7 +3671,7 @@ def open_memory(
     """Return the memory, and a function that saves it; the demo keeps nothing."""
     if door == "demo":
         return Memory(), lambda: True
-    # A pipe, as from a password manager, has no folder in which to keep the memory.
+    # A pipe, for example from a password manager, has no folder for the memory file.
     is_file = settings_path.is_file()
     file = MemoryFile(memory_path(settings_path if is_file else OWN_SETTINGS_PATH))
     memory = file.load(settings.client_id, settings.vin)
@@ -3722,7 +3722,7 @@ class SimulatedCar:
         return Report(now_s, now_s, observations, round(percent * 1.6, 1), "km")
 
     def _full_at(self, percent: float, now_s: float) -> float:
-        """Return a fixed time until the last few minutes."""
+        """Return when the car will be full, fixed until the last few minutes."""
         left_minutes = (100 - percent) * self.MINUTES_A_PERCENT
         if left_minutes <= SOON_MINUTES:
             return now_s + left_minutes * MINUTE_S
