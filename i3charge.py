@@ -2525,7 +2525,7 @@ def full_news(stay: Stay, now_s: float, *, is_present: bool) -> News:
     return News(
         "full",
         f"Fully charged: {summary}." if summary else "Fully charged.",
-        while_plugged="You can free the charging station now." if is_plugged else "",
+        while_plugged="You can move the car now." if is_plugged else "",
         at_s=full_s,
         since_s=stay.since_s,
     )

@@ -35,7 +35,7 @@ def charging(
 
 def test_a_whole_charge_is_told(night: Bmw) -> None:
     begin = {"status": "CHARGINGACTIVE@20:02", "header": "41@20:02", "minutes": "118@20:02"}
-    full = "full: Fully charged: 41 → 100% in 1 h 58 min. You can free the charging station now."
+    full = "full: Fully charged: 41 → 100% in 1 h 58 min. You can move the car now."
     story: list[tuple[str, Words, list[str]]] = [
         ("20:05", {"predicted": "41"}, []),
         ("20:10", begin, ["started: Charging from 41%, full about 22:00"]),

@@ -132,7 +132,7 @@ def test_100_percent_that_a_new_charge_has_not_reached_is_not_full() -> None:
 
 def test_full_is_told_at_the_end_of_a_charge_that_nobody_saw() -> None:
     (full,) = parked().polled("02:40", plug="CONNECTED@01:00", **end("02:30", 100))
-    assert full == "full: Fully charged. You can free the charging station now."
+    assert full == "full: Fully charged. You can move the car now."
 
 
 def test_car_that_has_left_before_its_end_was_shown_was_full() -> None:

@@ -29,7 +29,7 @@ import i3charge
 from i3charge import DELIVERIES, Memory, Message, News, Observation, Outbox, Reading, Report
 
 Log = pytest.LogCaptureFixture
-FULL = News("full", "Fully charged.", while_plugged="You can free the charging station now.")
+FULL = News("full", "Fully charged: 61 → 100% in 2 h.", while_plugged="You can move the car now.")
 NEXT = News("error", "the next")
 DAY_S = 24 * 3600
 MIDNIGHT_S = datetime(2026, 11, 12, 23, tzinfo=timezone.utc).timestamp()  # to Friday, there
@@ -287,7 +287,7 @@ def test_each_address_is_told_by_itself(sender: Sender, webhook: Recorder, log: 
     sender.tell(FULL, NEXT)
     assert (sender.ntfy.messages(), webhook.messages()) == ([], [FULL.text, NEXT.text])
     assert [message.address for message in sender.memory.outbox] == ["NTFY_URL"] * 2
-    assert log.messages[1] == "sent to 127.0.0.1: Fully charged. You can free the chargin…"
+    assert log.messages[1] == "sent to 127.0.0.1: Fully charged: 61 → 100% in 2 h. You ca…"
 
 
 def test_new_news_lets_a_held_message_be_tried_at_once(sender: Sender) -> None:
@@ -403,8 +403,8 @@ LATE: dict[str, tuple[News, str, list[Observation], str]] = {
     "overdue, and full": (News("overdue", "it"), "21:20", FILLED, ""),
     "stopped, and gone": (News("stopped", "it"), "20:00", GONE, "it"),
     "full, and in": (FULL, "21:31", FILLED, FULL.text),
-    "full, and gone": (FULL, "21:31", GONE, "Fully charged."),
-    "full, and at another plug": (FULL, "21:31", AT_ANOTHER_PLUG, "Fully charged."),
+    "full, and gone": (FULL, "21:31", GONE, FULL.message),
+    "full, and at another plug": (FULL, "21:31", AT_ANOTHER_PLUG, FULL.message),
     "still, and in": (News("still", "it"), "22:40", FILLED, "it"),
     "still, and gone": (News("still", "it"), "22:40", GONE, ""),
     "trouble, and a reading": (News("error", "it"), "22:00", [], ""),
