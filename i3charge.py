@@ -124,14 +124,14 @@ def trouble_of(problem: Exception) -> Trouble:
     if isinstance(problem, CannotGoOn):
         sentence = " ".join(problem.lines)
     else:
-        sentence = fault(problem)
+        sentence = describe_fault(problem)
     return Trouble(sentence, news=News("error", sentence))
 
 
 OWN_FAULT = "a fault in i3charge itself"
 
 
-def fault(problem: Exception) -> str:
+def describe_fault(problem: Exception) -> str:
     """Describe an internal error without its text, which could contain a secret."""
     frames = traceback.extract_tb(problem.__traceback__)
     for frame in frames:
@@ -194,7 +194,7 @@ def parse_typed(text: str) -> str:
     text = text.strip()
     for char in text:
         if not char.isprintable() or not (char.isascii() or char.isalnum()):
-            raise ValueError("holds a stray character: type it by hand")
+            raise ValueError("contains a stray character: type it by hand")
     return text
 
 
@@ -799,7 +799,7 @@ class MemoryFile:
         except OSError as error:
             if self.works:
                 logger.error(
-                    "%s cannot be written (%s); what is not saved is lost at a restart",
+                    "%s cannot be written (%s); unsaved state is lost on a restart",
                     self._path,
                     error.strerror,
                 )
@@ -1161,18 +1161,21 @@ class CarDataSignIn:
         A refresh token is single-use, so send it only if its successor can be saved.
         """
         if not self._save():
-            why = "no readings until the disk works again: a new sign-in could not be saved"
+            why = "no readings until the disk works again: a renewed sign-in could not be saved"
             raise Trouble(why, news=News("error", why))
         sign_in = self._memory.sign_in
         form = {"grant_type": "refresh_token", "refresh_token": sign_in.refresh_token}
         answer = self._request_tokens("a token", form)
         if has_tokens(answer):
+            if sign_in.refusals:
+                logger.info("BMW has renewed the sign-in after all")
             return True
         if not oauth_error(answer):
             raise answer.trouble()
         sign_in.refusals += 1
         if sign_in.refusals == 1:
-            raise Trouble("BMW did not renew the sign-in; trying once more")
+            why = "BMW did not renew the sign-in; trying once more"
+            raise Trouble(why, wait_s=MINUTE_S)
         pause_s = growing_pause_s(sign_in.refusals, self._longest_pause_s)
         self._next_renewal_s = time.time() + pause_s
         return False
@@ -1295,7 +1298,13 @@ class CarDataSignIn:
             "device_code": code.device_code,
             "code_verifier": code.verifier,
         }
-        answer = self._request_tokens("the tokens", form)
+        # A growing pause could outlast the code.
+        wait_s = MINUTE_S if time.time() < code.expires_s else None
+        try:
+            answer = self._request_tokens("the tokens", form)
+        except Trouble as trouble:
+            trouble.wait_s = wait_s
+            raise
         if has_tokens(answer):
             logger.info("signed in at BMW")
             return
@@ -1313,7 +1322,7 @@ class CarDataSignIn:
             raise Trouble(why, needs_sign_in=True)
         if error or CODE_USED_UP in answer.body:
             self._drop_refused_code(error or "invalid_access_token")
-        raise answer.trouble()
+        raise answer.trouble(wait_s)
 
     def _drop_refused_code(self, error: str) -> NoReturn:
         """Drop the code, and raise the Trouble that says so.
@@ -1932,8 +1941,8 @@ class Charge:
     status: Status = "unknown"  # the car's status when the charge had stopped
     full_at_s: float = 0.0  # when the car expects to be full; 0 if unknown
     computed: float = 0.0  # the highest computed percentage since the car last sent one
+    is_computed_by_bmw: bool = False  # not by this script
     resumed: Observation | None = None  # the percentage when a pause ended
-    is_from_bmw: bool = False  # BMW computed it, not this script
     is_assumed: bool = False  # the car was driven, but its status still says charging
 
 
@@ -2061,7 +2070,7 @@ class Stay:
         if self.open_charge and is_new_value:  # it replaces the computed percentage
             self.open_charge.computed = 0.0
             self.open_charge.resumed = None
-            self.open_charge.is_from_bmw = False
+            self.open_charge.is_computed_by_bmw = False
         self.percents.append(new)
         is_of_pull = 0 < self.pulled_s and new.at_s <= self.pulled_s + TOGETHER_S
         if is_of_pull and self._has_risen():
@@ -2087,7 +2096,7 @@ class Stay:
         if last and is_known and new.value > highest_possible(last, new.at_s):
             return
         charge.computed = max(charge.computed, new.value)
-        charge.is_from_bmw = True
+        charge.is_computed_by_bmw = True
 
     # What the observations mean
 
@@ -2218,7 +2227,7 @@ class Stay:
         charge = self.charges[-1]
         own = self.percents[-1] if self.percents else self.parked_percent
         last = charge.resumed or own
-        if not last or charge.is_from_bmw or not self.open_charge:
+        if not last or charge.is_computed_by_bmw or not self.open_charge:
             return charge.computed
         since_s = max(last.at_s, charge.began_s)
         has_estimate = since_s < charge.full_at_s
@@ -2406,7 +2415,7 @@ def percent_to_show(stay: Stay, report: Report) -> float | None:
     computed = stay.computed_percent(now_s)
     if computed <= stay.last_percent.value:
         return None
-    if not charge.is_from_bmw and not report.interpolates:
+    if not charge.is_computed_by_bmw and not report.interpolates:
         return None
     if stay.is_charging(now_s):
         return computed
@@ -2548,7 +2557,10 @@ def stopped_news(stay: Stay, charge: Charge) -> News:
     ended_s = charge.stopped_s
     percent_text = percent_text_at_end(stay, charge)
     at = f" at {percent_text}" if percent_text else ""
-    message = f"Charging stopped{at} ({why_stopped(stay, charge)})"
+    why = why_stopped(stay, charge)
+    message = f"Charging stopped{at}"
+    if why != "unknown":
+        message += f" ({why})"
     summary = charge_summary(stay, charge, ended_s, percent_text)
     message = f"{message}, {summary}" if summary else message
     return News("stopped", message, at_s=ended_s, since_s=charge.began_s or ended_s)
@@ -2746,7 +2758,7 @@ def time_at_percent(reading: Reading, percent: float) -> float:
 
 
 # --- Log lines ------------------------------------------------------------------------
-OLD_REPORT_S = 5 * MINUTE_S
+STALE_AFTER_S = 5 * MINUTE_S
 MIN_COLUMNS_FOR_BAR = 80  # minimum terminal width for the bar
 COLOURS: dict[Status, int] = {"charging": 32, "full": 36, "waiting": 33, "error": 31}
 DIM = 2
@@ -2761,7 +2773,7 @@ def text_line(reading: Reading, date_format: str, bar: str = "") -> str:
     if reading.range is not None:
         distance = f"{int(reading.range)} {reading.range_unit}"
     age_s = reading.taken_s - reading.reported_s
-    is_old = reading.reported_s > 0 and age_s > OLD_REPORT_S
+    is_old = reading.reported_s > 0 and age_s > STALE_AFTER_S
     columns = [
         f"{moment:{date_format}} {reading.percent_text:>5}",
         bar,
@@ -2939,13 +2951,13 @@ class Desktop:
 
     def show(self, news: News) -> None:
         for start in (start_pync, start_osascript, start_notify_send):
-            if self._has_shown(start, news):
+            if self._try_to_show(start, news):
                 return
         if not self._has_advised:
             self._has_advised = True
             logger.info("no notifications on this computer; README.md has advice")
 
-    def _has_shown(
+    def _try_to_show(
         self, start: Callable[[str, News], subprocess.Popen[bytes]], news: News
     ) -> bool:
         """Return whether a program reports success; kill it if it hangs."""
@@ -3377,7 +3389,7 @@ class Loop:
         try:
             step()
         except Exception as problem:  # noqa: BLE001 - whatever it is, it may pass
-            sentence = fault(problem)
+            sentence = describe_fault(problem)
             if self.once:
                 self.exit_status = 1
             if not self.notifier.was_told_lately(sentence):
@@ -3491,7 +3503,7 @@ Log the charge of a BMW i3, and say when it rises and when the car is full.
 
 Each reading is a line on stdout. The news (charging has started, paused or
 stopped, 5 % more, full soon, full) shows as a notification on this computer.
-All but pauses and 5 % steps goes to your phone as well. Ctrl-C ends the script."""
+All except pauses and 5 % steps is sent to your phone, too. Ctrl-C ends it."""
 
 MANUAL = """\
 settings, from .env beside this file or the environment (.env wins):
@@ -3568,7 +3580,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Exception as problem:  # noqa: BLE001 - never show a traceback
-        logger.critical("%s", fault(problem))
+        logger.critical("%s", describe_fault(problem))
         return 1
 
 

@@ -121,7 +121,7 @@ def test_code_outlasts_its_time_and_answers_of_no_use(
 ) -> None:
     waits(new)
     cardata.token_answers = [answer, answer]
-    assert new.refused().wait_s is None  # the growing pause
+    assert new.refused().wait_s == MINUTE_S
     clock.sleep(HOUR_S)
     assert new.refused().wait_s is None
     cardata.pending = 0  # it was confirmed before the computer slept
@@ -234,7 +234,9 @@ def test_old_refresh_token_is_tried_at_every_growing_pause_code_or_no_code(
 
 
 @pytest.mark.parametrize("minutes", [3, 20])
-def test_outage_of_minutes_costs_no_sign_in(signed_in: Client, clock: Clock, minutes: int) -> None:
+def test_outage_of_minutes_costs_no_sign_in(
+    signed_in: Client, clock: Clock, log: pytest.LogCaptureFixture, minutes: int
+) -> None:
     """The first one ends while the owner's code is good, the second one after that."""
     cardata = signed_in.cardata
     good, cardata.refresh_token = cardata.refresh_token, "another"
@@ -242,6 +244,7 @@ def test_outage_of_minutes_costs_no_sign_in(signed_in: Client, clock: Clock, min
     cardata.refresh_token = good
     assert Wait(signed_in, clock, 2 * minutes / 60).has_ended
     assert (len(cardata.device_codes), cardata.sign_ins) == (1, 0)
+    assert log.messages == ["BMW has renewed the sign-in after all"]
 
 
 # --- A client id that BMW refuses -----------------------------------------------------
@@ -261,7 +264,8 @@ def test_refused_client_id_goes_on_being_tried_if_it_has_worked(
 ) -> None:
     cardata = signed_in.cardata
     cardata.client_id = "another"
-    assert "trying once more" in str(signed_in.refused())
+    once_more = signed_in.refused()
+    assert ("trying once more" in str(once_more), once_more.wait_s) == (True, MINUTE_S)
     for _ in range(2):
         trouble = signed_in.refused()
         assert trouble.wait_s is None
@@ -319,7 +323,7 @@ def test_refresh_token_is_not_spent_if_the_new_one_cannot_be_kept(cardata: CarDa
     works = False
     client = Client(cardata, memory, save=lambda: works)
     trouble = client.refused()
-    said = "no readings until the disk works again: a new sign-in could not be saved"
+    said = "no readings until the disk works again: a renewed sign-in could not be saved"
     assert str(trouble) == said
     assert trouble.news == News("error", str(trouble))
     assert cardata.requests == []

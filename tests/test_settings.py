@@ -273,7 +273,7 @@ STRAYS = "\u200b\u00a0\u201d\u2011\t"
 def test_stray_character_is_reported_without_the_value(name: str) -> None:
     for stray in STRAYS:
         value = ("https://x.example/" if "URL" in name else "") + f"{VIN[:8]}{stray}{VIN[8:]}"
-        assert read(name, value) == "No: holds a stray character: type it by hand"
+        assert read(name, value) == "No: contains a stray character: type it by hand"
 
 
 SECURE_URLS = ["https://bmw.example/api/", "HTTPS://BMW.example/", "https://bmw.example "]
