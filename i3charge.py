@@ -1298,8 +1298,8 @@ class CarDataSignIn:
             "device_code": code.device_code,
             "code_verifier": code.verifier,
         }
-        # A growing pause could outlast the code.
-        wait_s = MINUTE_S if time.time() < code.expires_s else None
+        is_valid = time.time() < code.expires_s
+        wait_s = MINUTE_S if is_valid else None  # growing pauses could outlast the code
         try:
             answer = self._request_tokens("the tokens", form)
         except Trouble as trouble:
@@ -1308,19 +1308,18 @@ class CarDataSignIn:
         if has_tokens(answer):
             logger.info("signed in at BMW")
             return
+
         error = oauth_error(answer)
         if error == SLOW_DOWN:
             code.interval_s += 5  # RFC 8628, 3.5
-        # BMW has also sent a 403 without an error code while a code was not confirmed.
-        is_bare_403 = answer.status == 403 and not error
-        is_pending = error in (PENDING, SLOW_DOWN) or is_bare_403
-        if is_pending and time.time() < code.expires_s:
+        state = code_state_in(answer)
+        if state == "pending" and is_valid:
             raise Trouble("", wait_s=code.interval_s, needs_sign_in=True)
-        if is_pending or error == EXPIRED:
+        if state in ("pending", "expired"):
             self._code = None
             why = "the code was not confirmed in time; restart i3charge to get a new one at once"
             raise Trouble(why, needs_sign_in=True)
-        if error or CODE_USED_UP in answer.body:
+        if state == "refused":
             self._drop_refused_code(error or "invalid_access_token")
         raise answer.trouble(wait_s)
 
@@ -1364,6 +1363,17 @@ def device_code_in(said: Mapping[str, Any], verifier: str) -> DeviceCode | None:
         interval_s=number(said.get("interval"), most=300) or 5.0,  # RFC 8628, 3.2
         expires_s=time.time() + (number(said.get("expires_in"), most=DAY_S) or 300.0),
     )
+
+
+def code_state_in(answer: HttpAnswer) -> Literal["pending", "expired", "refused", ""]:
+    """Return what BMW says about a device code; "" if the answer is useless."""
+    error = oauth_error(answer)
+    # BMW has also sent a 403 without an error code while a code was not confirmed.
+    if error in (PENDING, SLOW_DOWN) or (answer.status == 403 and not error):
+        return "pending"
+    if error == EXPIRED:
+        return "expired"
+    return "refused" if error or CODE_USED_UP in answer.body else ""
 
 
 def has_tokens(answer: HttpAnswer) -> bool:
