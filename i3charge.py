@@ -902,7 +902,12 @@ def memory_path(settings_path: Path) -> Path:
     return settings_path.with_name(f".i3charge{middle}.json")
 
 
-Save = Callable[[], bool]  # saves the memory; returns whether that succeeded
+@dataclass(frozen=True)
+class Store:
+    """The memory, and a function that saves it and returns whether that succeeded."""
+
+    memory: Memory
+    save: Callable[[], bool]
 
 
 def seconds_until(planned_s: float, longest_s: float) -> float:
@@ -1086,26 +1091,20 @@ class CarDataSignIn:
     TIMEOUT_S = (5.0, 10.0)  # short, because Ctrl-C is blocked meanwhile
 
     def __init__(
-        self,
-        settings: Settings,
-        memory: Memory,
-        save: Save,
-        *,
-        may_ask: bool,
-        by_hand: bool,
+        self, settings: Settings, store: Store, *, may_ask: bool, by_hand: bool
     ) -> None:
         self._url = settings.cardata_auth_url.rstrip("/")
         self._client_id = settings.client_id
         self._longest_pause_s = settings.interval_s
-        self._memory = memory
-        self._save = save
+        self._memory = store.memory
+        self._save = store.save
         self._may_ask = may_ask  # whether the owner may be asked to confirm a code
         self._code: DeviceCode | None = None  # the one that the owner was shown
         self._next_renewal_s = 0.0  # earliest time to try the refresh token again
         if by_hand:
-            memory.sign_in.codes = 0
-            memory.sign_in.codes_refused = 0
-            memory.sign_in.next_code_s = 0.0
+            store.memory.sign_in.codes = 0
+            store.memory.sign_in.codes_refused = 0
+            store.memory.sign_in.next_code_s = 0.0
 
     def access_token(self) -> str:
         """Return a valid token. Raise Trouble if a retry may help, else CannotGoOn."""
@@ -1463,8 +1462,7 @@ class CarData:
     def __init__(
         self,
         settings: Settings,
-        memory: Memory,
-        save: Save,
+        store: Store,
         *,
         may_ask: bool = False,
         by_hand: bool = False,
@@ -1472,15 +1470,13 @@ class CarData:
         self._url = settings.cardata_url.rstrip("/") + "/customers"
         self._vin = settings.vin
         self._quota = daily_quota(settings.interval_s)
-        self._memory = memory
-        self._save = save
-        self._sign_in = CarDataSignIn(
-            settings, memory, save, may_ask=may_ask, by_hand=by_hand
-        )
+        self._memory = store.memory
+        self._save = store.save
+        self._sign_in = CarDataSignIn(settings, store, may_ask=may_ask, by_hand=by_hand)
         self._next_upgrade_s = math.inf  # when to replace a small container
         if may_ask:  # not run by cron every few minutes, so search without delay
             self._next_upgrade_s = 0.0
-            memory.container.next_search_s = 0.0
+            store.memory.container.next_search_s = 0.0
 
     def poll(self) -> Report:
         """Return a new report. Raise Trouble if a retry may help, CannotGoOn if not."""
@@ -3041,13 +3037,11 @@ class Outbox:
     unless the address has refused it or has twice given no clear answer.
     """
 
-    def __init__(
-        self, settings: Settings, memory: Memory, save: Save, title: str
-    ) -> None:
+    def __init__(self, settings: Settings, store: Store, title: str) -> None:
         urls = {"NTFY_URL": settings.ntfy_url, "WEBHOOK_URL": settings.webhook_url}
         self._urls = {name: url for name, url in urls.items() if url}
-        self._memory = memory
-        self._save = save
+        self._memory = store.memory
+        self._save = store.save
         self._title = title
 
     @property
@@ -3295,11 +3289,9 @@ def refusal_in(answer: HttpAnswer, url: str) -> str:
 class Notifier:
     """Deliver news to the log, to this computer's desktop, and to the outbox."""
 
-    def __init__(
-        self, memory: Memory, save: Save, desktop: Desktop, outbox: Outbox
-    ) -> None:
-        self._memory = memory
-        self._save = save
+    def __init__(self, store: Store, desktop: Desktop, outbox: Outbox) -> None:
+        self._memory = store.memory
+        self._save = store.save
         self._desktop = desktop
         self._outbox = outbox
 
@@ -3371,8 +3363,7 @@ class Loop:
 
     door: Door
     interval_s: float
-    memory: Memory
-    save: Save
+    store: Store
     watch: ChargeWatch
     log: ChargeLog
     notifier: Notifier
@@ -3423,7 +3414,7 @@ class Loop:
         self.guarded(lambda: self.outbox.drop_outdated(stay, reading.taken_s))
         self.guarded(lambda: self.notifier.tell(news, reading))
         self.guarded(self.notifier.forget_troubles)
-        is_saved = self.save()
+        is_saved = self.store.save()
 
         if self.log.is_unread:
             self.exit_status = 0
@@ -3457,7 +3448,7 @@ class Loop:
         # The first failure may only mean that the computer has just woken up.
         if self.once or self.failures > 1:
             self.tell_silence()
-        self.save()
+        self.store.save()
 
     def log_trouble(self, trouble: Trouble, wait_s: float) -> None:
         level = logging.WARNING if trouble.needs_sign_in else logging.ERROR
@@ -3473,10 +3464,10 @@ class Loop:
     def tell_silence(self) -> None:
         """Report missing readings: promptly during a charge, else after six hours."""
         now_s = time.time()
-        news = silence_news(self.memory.last, self.interval_s, now_s)
+        news = silence_news(self.store.memory.last, self.interval_s, now_s)
         told_as = "no word in a charge"
         if not news and self.trouble and self.is_failing_for_long(now_s):
-            news = no_readings_news(self.memory.last, self.trouble, now_s)
+            news = no_readings_news(self.store.memory.last, self.trouble, now_s)
             told_as = "no readings"
         if news and self.notifier.tell_trouble(news, told_as):
             logger.error("%s", news.message)
@@ -3486,7 +3477,7 @@ class Loop:
         if not self.trouble or self.trouble.needs_sign_in:
             return False
         if self.once:
-            last = self.memory.last
+            last = self.store.memory.last
             return last is not None and now_s - last.taken_s >= NO_READINGS_S
         failing_s = time.monotonic() - self.failing_since_s
         return self.failures >= 3 and failing_s >= NO_READINGS_S
@@ -3619,17 +3610,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Set up and run the main loop; return the exit status."""
     path = Path(os.path.abspath(arguments.env_file or OWN_SETTINGS_PATH))
     door_name, settings = find_settings(arguments, path)
-    memory, save = open_memory(path, door_name, settings)
+    store = open_store(path, door_name, settings)
     title = "BMW i3 (demo)" if arguments.demo else "BMW i3"
-    outbox = Outbox(settings, memory, save, title)
+    outbox = Outbox(settings, store, title)
     loop = Loop(
-        door=open_door(door_name, settings, memory, save, once=arguments.once),
+        door=open_door(door_name, settings, store, once=arguments.once),
         interval_s=settings.interval_s,
-        memory=memory,
-        save=save,
-        watch=ChargeWatch(memory, settings.notify_at, settings.interval_s),
+        store=store,
+        watch=ChargeWatch(store.memory, settings.notify_at, settings.interval_s),
         log=ChargeLog(as_json=arguments.json),
-        notifier=Notifier(memory, save, Desktop(title), outbox),
+        notifier=Notifier(store, Desktop(title), outbox),
         outbox=outbox,
         once=arguments.once,
         ends_when_full=arguments.demo,
@@ -3687,27 +3677,23 @@ def advice_on_settings(path: Path, door: DoorName) -> str:
     )
 
 
-def open_memory(
-    settings_path: Path, door: DoorName, settings: Settings
-) -> tuple[Memory, Save]:
-    """Return the memory, and a function that saves it; the demo keeps nothing."""
+def open_store(settings_path: Path, door: DoorName, settings: Settings) -> Store:
+    """Return the settings file's store; the demo keeps nothing."""
     if door == "demo":
-        return Memory(), lambda: True
+        return Store(Memory(), save=lambda: True)
     # A pipe, for example from a password manager, has no folder for the memory file.
     is_file = settings_path.is_file()
     file = MemoryFile(memory_path(settings_path if is_file else OWN_SETTINGS_PATH))
     memory = file.load(settings.client_id, settings.vin)
-    return memory, partial(file.save, memory)
+    return Store(memory, save=partial(file.save, memory))
 
 
-def open_door(
-    name: DoorName, settings: Settings, memory: Memory, save: Save, *, once: bool
-) -> Door:
+def open_door(name: DoorName, settings: Settings, store: Store, *, once: bool) -> Door:
     if name == "demo":
         return SimulatedCar()
     if name == "CarData":
         by_hand = sys.stdin is not None and sys.stdin.isatty() and not once
-        return CarData(settings, memory, save, may_ask=not once, by_hand=by_hand)
+        return CarData(settings, store, may_ask=not once, by_hand=by_hand)
     if urlsplit(settings.login_url).hostname == urlsplit(PORTAL_LOGIN_URL).hostname:
         logger.warning(
             "BMW has closed the ConnectedDrive portal;"

@@ -8,7 +8,7 @@ import hashlib
 import json
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 from urllib.parse import parse_qs, urlsplit
 
 from fake_bmw import VIN, Answer, Door, Handler, Request, says
@@ -372,13 +372,14 @@ class Client:
         *,
         attended: bool = True,
         by_hand: bool = False,
-        save: i3charge.Save = saved,
+        save: Callable[[], bool] = saved,
         **more: str,
     ) -> None:
         settings = i3charge.load_settings({**cardata.settings(), **more}, "CarData", "")
         self.cardata = cardata
         self.memory = memory
-        self.door = i3charge.CarData(settings, memory, save, may_ask=attended, by_hand=by_hand)
+        store = i3charge.Store(memory, save)
+        self.door = i3charge.CarData(settings, store, may_ask=attended, by_hand=by_hand)
         self.poll = self.door.poll
         self.failures = 0  # consecutive
 

@@ -99,15 +99,15 @@ def run(telematic: Telematic, begins_s: float, ends_s: float) -> Owner:
     with simulated, suppress(Clock.Over):
         settings = i3charge.load_settings(variables, "CarData", "")
         memory = i3charge.Memory(sign_in=i3charge.SignInState(refresh_token="r"))
-        outbox = i3charge.Outbox(settings, memory, saved, "")
+        store = i3charge.Store(memory, saved)
+        outbox = i3charge.Outbox(settings, store, "")
         i3charge.Loop(
-            door=i3charge.CarData(settings, memory, saved),
+            door=i3charge.CarData(settings, store),
             interval_s=settings.interval_s,
-            memory=memory,
-            save=saved,
+            store=store,
             watch=i3charge.ChargeWatch(memory, 0, settings.interval_s),
             log=owner,
-            notifier=i3charge.Notifier(memory, saved, owner, outbox),
+            notifier=i3charge.Notifier(store, owner, outbox),
             outbox=outbox,
         ).run()
     owner.requests_s = bmw.requests_s

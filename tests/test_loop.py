@@ -118,7 +118,7 @@ def run(
     *,
     told: Any = None,
     memory: Memory | None = None,
-    save: i3charge.Save = saved,
+    save: Callable[[], bool] = saved,
     ntfy: Recorder | None = None,
     once: bool = False,
 ) -> Told:
@@ -126,10 +126,11 @@ def run(
     told = told or Told(door.clock)
     memory = memory or Memory()
     settings = i3charge.Settings(ntfy_url=ntfy.url + "secret-topic" if ntfy else "")
-    outbox = i3charge.Outbox(settings, memory, save, "BMW i3")
+    store = i3charge.Store(memory, save)
+    outbox = i3charge.Outbox(settings, store, "BMW i3")
     watch = i3charge.ChargeWatch(memory, 0, INTERVAL_S)
-    notifier = i3charge.Notifier(memory, save, told, outbox)
-    loop = i3charge.Loop(door, INTERVAL_S, memory, save, watch, told, notifier, outbox, once)
+    notifier = i3charge.Notifier(store, told, outbox)
+    loop = i3charge.Loop(door, INTERVAL_S, store, watch, told, notifier, outbox, once)
     door.clock.ends_s = door.began_s + hours * HOUR_S
     with suppress(Clock.Over):
         told.status = loop.run()

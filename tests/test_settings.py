@@ -170,7 +170,8 @@ def test_owner_of_old_settings_hears_that_bmw_has_closed_this_door(
     variables = portal.settings()
     if is_bmws:
         del variables["AUTH_BASE_URL"]
-    i3charge.open_door("portal", load(variables), i3charge.Memory(), saved, once=True)
+    store = i3charge.Store(i3charge.Memory(), saved)
+    i3charge.open_door("portal", load(variables), store, once=True)
     closed = "BMW has closed the ConnectedDrive portal"
     assert [line.startswith(closed) for line in log.messages] == [True] * is_bmws
 

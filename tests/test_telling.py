@@ -50,7 +50,8 @@ class Sender:
         self.send_to(ntfy_url=ntfy.url + "secret-topic")
 
     def send_to(self, **urls: Any) -> None:
-        self.outbox = Outbox(i3charge.Settings(**urls), self.memory, saved, "BMW i3")
+        self.store = i3charge.Store(self.memory, saved)
+        self.outbox = Outbox(i3charge.Settings(**urls), self.store, "BMW i3")
 
     def tell(self, *news: News, reading: Reading | None = None) -> None:
         for one in news:
@@ -367,8 +368,8 @@ def test_phone_that_was_out_of_reach_for_an_evening_hears_what_is_still_true_in_
     story = ARRIVED + BEGUN + GONE
     door: Any = SimpleNamespace(name="BMW", poll=lambda: report_at(clock.now_s, story))
     watch = i3charge.ChargeWatch(sender.memory, 80.0, 2400.0)
-    notifier = i3charge.Notifier(sender.memory, saved, owner, sender.outbox)
-    loop = i3charge.Loop(door, 2400.0, sender.memory, saved, watch, owner, notifier, sender.outbox)
+    notifier = i3charge.Notifier(sender.store, owner, sender.outbox)
+    loop = i3charge.Loop(door, 2400.0, sender.store, watch, owner, notifier, sender.outbox)
 
     def go_on_until(end: str) -> None:
         clock.ends_s = at(end)
