@@ -2278,18 +2278,14 @@ def stays_in(journal: list[Observation]) -> list[Stay]:
                 continue
 
         stay = stays[-1]
-        if begins_stay(each, stay):
-            charge = charge_in_next_stay(each, stay)
-            stay.charges = [one for one in stay.charges if one is not charge]
-            following = next_stay(each, stay, charge)
-            following.see(each)
-            stays.append(following)
-            possible = None
-            continue
-        if may_begin_stay(each, stay):
-            possible = next_stay(each, stay, None)
+        beginning = beginning_in(each, stay)
+        if beginning == "plugged in again":
+            possible = begin_stay(beginning, each, stay)
             possible.see(each)
-        stay.see(each)
+        elif beginning:
+            stays.append(begin_stay(beginning, each, stay))
+            possible = None
+        stays[-1].see(each)
     return stays
 
 
@@ -2298,36 +2294,41 @@ def as_status(each: Observation) -> Observation:
     return each._replace(topic="status") if each.topic == "hv_status" else each
 
 
-def begins_stay(new: Observation, stay: Stay) -> bool:
+# How a stay begins; "plugged in again" means only that one may have begun.
+Beginning = Literal[
+    "plugged in", "plugged in again", "driven", "charging", "away unnoticed"
+]  # fmt: skip
+
+
+def beginning_in(new: Observation, stay: Stay) -> Beginning | None:
+    """Return how an observation begins a new stay, or None if the stay goes on."""
     if new.topic in SENT_PERCENTAGES:
         highest = max(stay.values_of(new.topic), default=0.0)
-        return bool(new.value <= highest - FLICKER_PERCENT)
+        return "driven" if new.value <= highest - FLICKER_PERCENT else None
     if new.topic == "plug":
-        return (
-            new.value == CONNECTED
-            and not stay.plugged
-            and not stay.is_charging(new.at_s)
-        )
+        # During a charge, CONNECTED is an old value or a late one.
+        if new.value != CONNECTED or stay.is_charging(new.at_s):
+            return None
+        if not stay.plugged:
+            return "plugged in"
+        is_late = new.at_s > stay.plug_seen_s + RESENT_PLUG_S
+        return "plugged in again" if is_late else None
     if new.topic == "status" and stay.plugged is False:
         # The car must be back at a plug.
         is_later = new.at_s > stay.status_since_s
-        return is_later and STATUS_OF_WORD[new.value] in ACTIVE
+        is_active = STATUS_OF_WORD[new.value] in ACTIVE
+        return "charging" if is_later and is_active else None
     # A full car that charges for longer than a top-up must have left unnoticed.
     is_long = new.topic == "full_at" and new.value - new.at_s > MAX_TOP_UP_S
-    return is_long and stay.open_charge is not None and stay.became_full_s(new.at_s) > 0
+    was_full = stay.open_charge and stay.became_full_s(new.at_s)
+    return "away unnoticed" if is_long and was_full else None
 
 
-def may_begin_stay(new: Observation, stay: Stay) -> bool:
-    """Return whether a second CONNECTED may mean that the car was away in between."""
-    is_in_again = (
-        new.topic == "plug" and new.value == CONNECTED and stay.plugged is True
-    )
-    is_late = new.at_s > stay.plug_seen_s + RESENT_PLUG_S
-    return is_in_again and is_late and not stay.is_charging(new.at_s)
+def begin_stay(beginning: Beginning, new: Observation, stay: Stay) -> Stay:
+    """Return the stay that an observation begins, without adding that observation.
 
-
-def next_stay(new: Observation, stay: Stay, charge: Charge | None) -> Stay:
-    """Return the stay that an observation begins, without adding that observation."""
+    Move a charge that continues in it from the stay before.
+    """
     last = stay.last_percent
     is_driven_since = last is not None and last.at_s <= stay.pulled_s + TOGETHER_S
     after = Stay(
@@ -2337,30 +2338,32 @@ def next_stay(new: Observation, stay: Stay, charge: Charge | None) -> Stay:
         bmw_prediction=stay.bmw_prediction,
         estimate=stay.estimate,
     )
-    if new.topic == "plug":
+    if beginning in ("plugged in", "plugged in again"):
         return after
-    # A status that begins a stay shows that the plug is in again.
-    after.plugged = new.topic == "status" or stay.plugged
+    # If the car charges, it is plugged in again.
+    after.plugged = beginning == "charging" or stay.plugged
     after.plug_seen_s = new.at_s
     after.status = STATUS_AT_REST[after.plugged]
     after.status_since_s = new.at_s
+    charge = continuing_charge(beginning, new, stay)
     if charge:
+        stay.charges = [each for each in stay.charges if each is not charge]
         after.charges = [charge]
         after.since_s = charge.began_s
         after.status = stay.status
     return after
 
 
-def charge_in_next_stay(new: Observation, stay: Stay) -> Charge | None:
+def continuing_charge(
+    beginning: Beginning, new: Observation, stay: Stay
+) -> Charge | None:
     """Return the charge that continues in the stay that an observation begins."""
-    if new.topic == "plug":
-        return None
-    was_full = new.topic == "full_at"  # and charges for longer than a top-up
+    was_away = beginning == "away unnoticed"
     if not stay.is_charging(new.at_s):
         # The status may have been "charging" since before the car was full.
-        return Charge(new.at_s) if was_full else None
+        return Charge(new.at_s) if was_away else None
     charge = stay.charges[-1]
-    if was_full or charge.began_s >= new.at_s - TOGETHER_S:
+    if was_away or charge.began_s >= new.at_s - TOGETHER_S:
         return charge  # the drive was before it
     if stay.became_full_s(new.at_s):
         return None
