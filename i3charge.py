@@ -372,7 +372,9 @@ def variables_in(text: str, path: Path) -> dict[str, str]:
     variables = {}
     broken = []
     for binding in parse_stream(io.StringIO(text)):
-        if binding.key and binding.value is not None:
+        # Do not show any other key: it may be an address that contains "=".
+        is_name = re.fullmatch(r"[\w.-]+", binding.key or "")
+        if binding.key and is_name and binding.value is not None:
             variables[binding.key] = binding.value
         elif binding.key or binding.error:
             # dotenv reports the line of the first blank line before a binding.
@@ -681,6 +683,9 @@ class Container:
     id: str = ""
     purpose: str = ""  # its key in DESCRIPTORS
     next_search_s: float = 0.0  # earliest time to search for another container
+    lost_s: dict[str, float] = field(
+        default_factory=dict
+    )  # when BMW lost others, by id
 
 
 @dataclass
@@ -1202,6 +1207,7 @@ class CarDataSignIn:
         if is_token(said.get("refresh_token")):
             self._memory.sign_in.refresh_token = said["refresh_token"]
         self._code = None
+        self._next_renewal_s = 0.0  # the pause was for the old refresh token
         self._save()
 
     # The code that the owner confirms
@@ -1260,12 +1266,12 @@ class CarDataSignIn:
             "code_challenge_method": "S256",
         }
         answer = self._post("a sign-in", "device/code", form)
-        if answer.status == 403:
+        if answer.status == 403 and not self._memory.sign_in.refresh_token:
             why = f"BMW does not let this client id in yet: {SUBSCRIBE_ADVICE}"
             raise Trouble(why, news=News("error", why))
         error = oauth_error(answer)
-        if error:
-            raise self._client_id_refused(error)
+        if error or answer.status == 403:
+            raise self._client_id_refused(error or "HTTP 403")
         code = device_code_in(answer.json(), verifier)
         if not code:
             raise answer.trouble()
@@ -1446,6 +1452,7 @@ ADVICE = {
 # BMW allows 50; leave two for the owner's own use of BMW's web portal.
 REQUESTS_A_DAY = 48
 SEARCH_PAUSE_S = HOUR_S  # between searches for a container
+MAX_LOST_CONTAINERS = 4
 
 # A hint for an owner who has never got a reading
 DRIVE_ONCE = "an older car may have to be driven once"
@@ -1491,7 +1498,9 @@ class CarData:
         try:
             return self._read(container.id)
         except Trouble as trouble:
-            if trouble.code not in CONTAINER_LOST or self._search_wait_s() > 0:
+            # An HTTP status can also be that of the sign-in, before the request.
+            is_lost = trouble.may_have_arrived and trouble.code in CONTAINER_LOST
+            if not is_lost or self._search_wait_s() > 0:
                 raise
         self._find_container(lost=container.id)
         return self._read(container.id)
@@ -1527,18 +1536,30 @@ class CarData:
         if wait_s:
             raise Trouble("there is no CarData container yet", wait_s=wait_s)
         container.next_search_s = time.time() + SEARCH_PAUSE_S
+        if lost:
+            self._note_lost(lost)
         try:
-            self._use_best_container(self._active_containers(exclude=lost))
+            self._use_best_container(self._active_containers())
         except Trouble as trouble:
             is_unrelated = trouble.code in (WRONG_SCOPE, *QUOTA_USED_UP)
             if is_unrelated or not trouble.may_have_arrived:
                 container.next_search_s = 0.0
-            elif trouble.wait_s is None:
+            elif trouble.wait_s is None and not lost:  # a lost one may work again
                 trouble.wait_s = SEARCH_PAUSE_S
             raise
 
-    def _active_containers(self, exclude: str) -> dict[str, str]:
-        """Return the ids of our active containers by purpose, except one."""
+    def _note_lost(self, container_id: str) -> None:
+        """Remember a lost container, because BMW may go on listing it as active.
+
+        Forget the oldest: BMW may have lost them for a while only, and allows ten.
+        """
+        lost_s = self._memory.container.lost_s
+        lost_s[container_id] = time.time()
+        for oldest in sorted(lost_s, key=lost_s.__getitem__)[:-MAX_LOST_CONTAINERS]:
+            del lost_s[oldest]
+
+    def _active_containers(self) -> dict[str, str]:
+        """Return the ids of our active containers by purpose, except lost ones."""
         answer = self._ask("its containers", "GET", "containers")
         listed = answer.json().get("containers")
         if not isinstance(listed, list):
@@ -1547,7 +1568,7 @@ class CarData:
         for each in map(dict_or_empty, listed):
             container_id = text_or_empty(each.get("containerId"))
             is_ours = each.get("name") == "i3charge" and each.get("state") == "ACTIVE"
-            if is_ours and container_id not in ("", exclude):
+            if is_ours and container_id not in ("", *self._memory.container.lost_s):
                 ours[text_or_empty(each.get("purpose"))] = container_id
         return ours
 
@@ -1625,6 +1646,7 @@ class CarData:
         }
         now_s = time.time()
         sent_s = requests_of_24_hours(self._memory.requests_s, now_s)
+        self._memory.requests_s = sent_s  # so that future times expire in a day
         if len(sent_s) >= self._quota:
             wait_s = min(sent_s[-self._quota] + DAY_S - now_s, HOUR_S)
             why = "i3charge has used up its CarData requests for 24 hours"

@@ -113,6 +113,39 @@ def test_lost_container_is_replaced_even_if_bmw_still_lists_it(client: Client, l
     assert asked(client.cardata) == "RLPR"
 
 
+def test_each_lost_container_is_replaced_even_if_bmw_goes_on_listing_all(
+    cardata: CarData, client: Client, clock: Clock
+) -> None:
+    lost: set[str] = set()
+    read = cardata.telematic_data
+
+    def read_or_lost(container_id: str) -> Answer:
+        is_lost = container_id in lost
+        return cardata.lost_container_refusal() if is_lost else read(container_id)
+
+    cardata.telematic_data = read_or_lost  # type: ignore[method-assign]
+    for made in (2, 3):
+        lost.add(client.memory.container.id)
+        clock.sleep(DAY_S)
+        assert client.poll()
+        assert cardata.containers_made == made
+
+
+@pytest.mark.parametrize("status", [404, 400])
+def test_bad_minute_of_the_gateway_costs_no_hour(client: Client, status: int) -> None:
+    client.cardata.api_answers = [says(status, "<html>")] * 2
+    assert client.refused().wait_s is None  # the growing pause
+    assert client.poll()
+
+
+def test_sign_in_that_answers_404_loses_no_container(cardata: CarData, client: Client) -> None:
+    cardata.access_token = "another"
+    cardata.token_answers = [says(404, "<html>")]
+    client.refused()
+    assert client.poll()
+    assert cardata.containers_made == 1
+
+
 @pytest.mark.parametrize("refusal", [(400, "CU-402"), (503, "CU-503")])
 def test_small_container_is_made_if_bmw_refuses_the_full_one(
     cardata: CarData, new: Client, refusal: Code
@@ -224,6 +257,15 @@ def test_48_requests_are_made_in_any_24_hours_and_fewer_at_a_longer_interval(
     trouble = client.problem()
     assert (trouble and trouble.wait_s) == (wait_s and pytest.approx(wait_s))
     assert not trouble or str(trouble) == "i3charge has used up its CarData requests for 24 hours"
+
+
+def test_requests_of_a_clock_that_was_a_month_ahead_expire_in_a_day(
+    client: Client, clock: Clock
+) -> None:
+    client.memory.requests_s = [clock.now_s + 30 * DAY_S] * 48
+    assert client.refused()
+    clock.sleep(DAY_S)
+    assert client.poll()
 
 
 def test_request_is_counted_on_disk_before_it_is_sent(cardata: CarData) -> None:

@@ -289,7 +289,26 @@ def test_owner_of_a_client_id_that_is_not_let_in_yet_is_told_what_to_subscribe(n
     assert "CODE-1" in str(waits(new))
 
 
+def test_403_for_a_client_id_that_has_worked_is_told_as_an_outage(signed_out: Client) -> None:
+    signed_out.cardata.device_answers = [says(403, "<html>")]
+    signed_out.refused()
+    trouble = signed_out.refused()
+    assert "(HTTP 403), which has worked before: BMW has an outage" in str(trouble)
+    assert trouble.news == News("error", str(trouble))
+
+
 # --- Renewing -------------------------------------------------------------------------
+
+
+def test_new_sign_in_ends_the_pause_of_the_old_one(cardata: CarData, clock: Clock) -> None:
+    memory = cardata.signed_in(expires_s=0.0, refusals=8)
+    cardata.refresh_token, cardata.pending = "another", 0
+    client = Client(cardata, memory, by_hand=True, LOG_INTERVAL=INTERVAL)
+    assert "CODE-1" in str(waits(client))
+    assert client.poll()
+    cardata.access_token = "another"  # BMW refuses the new one early
+    assert client.poll()
+    assert len(cardata.device_codes) == 1
 
 
 def test_token_is_renewed_shortly_before_it_expires(cardata: CarData, clock: Clock) -> None:

@@ -35,7 +35,7 @@ def whole_memory() -> Memory:
         client_id="client",
         vin=VIN,
         sign_in=SignInState("secret-access", 4e9, "secret-refresh", 1, True, 2, 3, 1.6e9),
-        container=Container("S1", i3charge.FULL_SET, 5.5),
+        container=Container("S1", i3charge.FULL_SET, 5.5, {"S0": 1e9}),
         requests_s=[1.5, 2],
         journal=[
             Observation(1e9, topic, min(i3charge.KEYWORDS.get(topic, [41.5])))

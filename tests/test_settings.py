@@ -344,11 +344,14 @@ def test_unreadable_file_is_named(file: Path) -> None:
 
 
 def test_malformed_lines_are_named_by_their_numbers(file: Path) -> None:
-    file.write_text("USERNAME=x\nPASSWORD='secret\nLOG_INTERVAL=1\n\n# X\n\nhunter2\n")
+    file.write_text(
+        "USERNAME=x\nPASSWORD='secret\nLOG_INTERVAL=1\n\n# X\n\nhunter2\n"
+        "WEBHOOK_URL=\nhttps://api.telegram.org/bot1:secret/sendMessage?chat_id=42\n"
+    )
     with pytest.raises(CannotGoOn) as raised:
         i3charge.read_settings_file(file)
     assert raised.value.lines == tuple(
-        f"{file}, line {line}: should be NAME=value (is a quote missing?)" for line in (2, 7)
+        f"{file}, line {line}: should be NAME=value (is a quote missing?)" for line in (2, 7, 9)
     )
 
 
