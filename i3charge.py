@@ -2897,6 +2897,8 @@ class ChargeLog:
 
     def _write(self, text: str) -> None:
         """Write without buffering, so that nothing is left to flush at exit."""
+        if not self.works:
+            text = f"\n{text}"  # the failure may have torn the last line
         left = text.encode(self._encoding, "replace")
         try:
             while left:  # a disk that is nearly full takes only a part

@@ -103,6 +103,26 @@ def test_disk_that_takes_only_a_part_of_a_line_loses_nothing(
     assert capfd.readouterr().out == i3charge.text_line(READING, i3charge.DATE_IN_FILE) + "\n"
 
 
+def test_line_after_a_full_disk_stands_alone(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write = os.write
+    left = [5]
+
+    def write_what_fits(to: int, data: bytes) -> int:
+        if not left:
+            raise OSError(28, "No space left on device")
+        return write(to, data[: left.pop()])
+
+    log = i3charge.ChargeLog(as_json=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", write_what_fits)
+        log.write(READING)
+    log.write(READING)
+    line = i3charge.text_line(READING, i3charge.DATE_IN_FILE)
+    assert capfd.readouterr().out == f"{line[:5]}\n{line}\n"
+
+
 # --- The log on a terminal ------------------------------------------------------------
 
 
