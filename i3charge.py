@@ -2015,7 +2015,7 @@ class Stay:
             self._see_estimate(new)
         elif new.topic == "reason":
             self.reasons.append(new)
-            if self.plugged is not False:
+            if self.plugged is not False and not self._may_be_resent(new.at_s):
                 self._note_unseen_charge(new.at_s)
         elif new.topic == "predicted":
             self._see_prediction(new)
@@ -2040,7 +2040,7 @@ class Stay:
         if keyword == NOCHARGING and self.plugged:
             status = "plugged in"
         self._change_status(status, at_s)
-        if keyword == CHARGING_ENDED:
+        if keyword == CHARGING_ENDED and not self._may_be_resent(at_s):
             self._note_unseen_charge(at_s)
         elif status not in ACTIVE and self._has_risen():
             self._note_unseen_charge(self.percents[-1].at_s)
@@ -2071,8 +2071,9 @@ class Stay:
     def _resume_charge(self, charge: Charge, at_s: float) -> None:
         """End a pause, in which the percentage has not risen."""
         charge.full_at_s = self._estimate_s(at_s)
-        if self.last_percent:
-            percent = max(charge.computed, self.last_percent.value)
+        own = self.percents[-1] if self.percents else self.parked_percent
+        if own:
+            percent = max(charge.computed, own.value)
             charge.resumed = Observation(at_s, "predicted", percent)
 
     def _stop_charge(self, charge: Charge, status: Status, at_s: float) -> None:
@@ -2087,6 +2088,10 @@ class Stay:
         """Add a charge of which only the end was seen, unless one is known."""
         if not self.charges:
             self.charges.append(Charge(stopped_s=ended_s, status=self.status))
+
+    def _may_be_resent(self, at_s: float) -> bool:
+        """Return whether a value may be an old one, sent again with the plug."""
+        return at_s <= self.since_s + MINUTE_S
 
     def _has_risen(self) -> bool:
         """Return whether the last percentage is well above the one before it."""
@@ -2137,12 +2142,12 @@ class Stay:
     def is_charging(self, now_s: float) -> bool:
         """Return whether a charge is in progress and has not yet filled the car.
 
-        A top-up, which begins after the car was full, counts too.
+        A top-up, which begins after the car was full, counts too, until it is full again.
         """
         if not self.open_charge:
             return False
-        full_s = self.became_full_s(now_s)
-        return full_s == 0 or self.open_charge.began_s > full_s
+        last_full_s = max(self._full_times_s(now_s), default=0.0)
+        return last_full_s == 0 or self.open_charge.began_s > last_full_s
 
     def charge_begun_by(self, at_s: float) -> Charge | None:
         """Return the last charge that had begun by a given time."""
@@ -2178,15 +2183,30 @@ class Stay:
 
     def percent_at_end(self, charge: Charge, ended_s: float) -> Observation | None:
         """Return the percentage at which a charge ended, if the car has sent it."""
-        latest_s = ended_s + MAX_PERCENT_DELAY_S
-        if self.pulled_s:  # later ones belong to the drive
-            latest_s = min(latest_s, self.pulled_s + TOGETHER_S)
+        latest_s = self._final_percent_due_s(ended_s)
         known = [
             each for each in self.percents if charge.began_s < each.at_s <= latest_s
         ]
         return first_from_or_last_before(
             known, ended_s, earliest_s=ended_s - TOGETHER_S
         )
+
+    def _final_percent_due_s(self, ended_s: float) -> float:
+        """Return how late the final percentage of a charge may be sent."""
+        latest_s = ended_s + MAX_PERCENT_DELAY_S
+        if self.pulled_s:  # later ones belong to the drive
+            latest_s = min(latest_s, self.pulled_s + TOGETHER_S)
+        resumed = [each.began_s for each in self.charges if each.began_s > ended_s]
+        if resumed:  # later ones belong to the next charge
+            latest_s = min(latest_s, resumed[0] + TOGETHER_S)
+        return latest_s
+
+    def is_full_unseen(self, now_s: float) -> bool:
+        """Return whether the car reached its goal, but never sent its percentage then."""
+        full_s = self.became_full_s(now_s)
+        charge = self.charge_begun_by(full_s) or Charge()
+        is_due = now_s > self._final_percent_due_s(full_s)
+        return full_s > 0 and is_due and not self.percent_at_end(charge, full_s)
 
     def _may_be_full_at_end(self, charge: Charge, ended_s: float) -> bool:
         """Return whether the car may be full, judging by its percentage near the end.
@@ -2202,6 +2222,10 @@ class Stay:
         100 % counts once the charge has stopped, BMW confirms it, or half an hour has
         passed. A reached goal counts even at 99 %: an i3 cannot have a lower goal.
         """
+        return min(self._full_times_s(now_s), default=0.0)
+
+    def _full_times_s(self, now_s: float) -> list[float]:
+        """Return each time when the car was full, in no order."""
         full_times_s = [
             each.at_s
             for each in self.percents
@@ -2212,7 +2236,7 @@ class Stay:
             for each in self.reasons
             if each.value == GOAL_REACHED and self._is_full_at_goal(each.at_s)
         ]
-        return min(full_times_s, default=0.0)
+        return full_times_s
 
     def _means_full(self, said_s: float, now_s: float) -> bool:
         """Return whether 100 %, sent at a given time, means that the car is full.
@@ -2229,7 +2253,9 @@ class Stay:
     def _is_full_at_goal(self, reached_s: float) -> bool:
         """Return whether the percentages are consistent with a goal of 100 %."""
         charge = self.charge_begun_by(reached_s) or Charge()
-        return self._may_be_full_at_end(charge, reached_s)
+        began_s = max(self.since_s, charge.began_s)
+        is_resent = reached_s <= began_s + MINUTE_S
+        return not is_resent and self._may_be_full_at_end(charge, reached_s)
 
     def is_settled(self, charge: Charge, now_s: float) -> bool:
         """Return whether the outcome of a stopped charge is known, or overdue.
@@ -2237,7 +2263,7 @@ class Stay:
         If the car may be full, for example at 99 %, only the reason settles it.
         """
         ended_s = charge.stopped_s
-        if now_s >= ended_s + MAX_PERCENT_DELAY_S:
+        if now_s >= ended_s + MAX_PERCENT_DELAY_S or charge is not self.charges[-1]:
             return True
         if self.percent_at_end(charge, ended_s) is None:
             return False
@@ -2294,7 +2320,8 @@ def stays_in(journal: list[Observation]) -> list[Stay]:
     for each in journal:
         if possible:
             possible.see(each)
-            if possible.charges or each.topic == "full_at":
+            expects_charge = each.topic == "full_at" and each.value > each.at_s
+            if possible.charges or expects_charge:
                 stays.append(possible)
                 possible = None
                 continue
@@ -2326,6 +2353,8 @@ def beginning_in(new: Observation, stay: Stay) -> Beginning | None:
     """Return how an observation begins a new stay, or None if the stay goes on."""
     if new.topic in SENT_PERCENTAGES:
         highest = max(stay.values_of(new.topic), default=0.0)
+        if stay.is_full_unseen(new.at_s):
+            highest = NEARLY_FULL
         return "driven" if new.value <= highest - FLICKER_PERCENT else None
     if new.topic == "plug":
         # During a charge, CONNECTED is an old value or a late one.
@@ -2535,6 +2564,9 @@ def has_reached(notify_at: float, charge: Charge, stay: Stay, reading: Reading) 
     percent = stay.percent_at_start(charge)
     if percent is None and stay.parked_percent:
         percent = stay.parked_percent.value
+    if percent is None:
+        sent = [each.value for each in stay.percents if each.at_s >= charge.began_s]
+        percent = min(sent, default=None)  # the car may have sent it late
     return percent is not None and percent < notify_at <= reading.percent
 
 

@@ -143,6 +143,67 @@ def test_car_that_has_left_before_its_end_was_shown_was_full() -> None:
     assert told == ["full: Fully charged: 80 → 100% in 1 h 30 min."]
 
 
+GOAL = "CHARGING_GOAL_REACHED"
+
+
+@pytest.mark.parametrize(
+    ("plug", "status"), [("DISCONNECTED@2 07:00", "unplugged"), ("", "not charging")]
+)
+def test_car_that_was_driven_since_its_goal_is_not_full_at_the_first_poll(
+    plug: str, status: str
+) -> None:
+    bmw = Bmw(status="NOCHARGING@2 08:00", header="60@2 08:00", reason=f"{GOAL}@02:00", plug=plug)
+    assert bmw.at("2 08:10") == f"60% {status}"
+    charge = {**begin("2 18:00"), "header": "58@2 18:00"}
+    assert bmw.at("2 18:10", **charge) == "started, 58% charging"
+    assert bmw.at("3 00:10", **end("3 00:00", 100)) == "full, 100% full"
+
+
+def test_computer_that_slept_until_after_the_drive_tells_full_and_shows_the_drive() -> None:
+    bmw = seen("17:10", **rest("17:00", 60, "DISCONNECTED"))
+    bmw.polled("18:10", **begin("18:00"), header="60@18:00", minutes="480@18:00")
+    away = {**rest("2 08:30", 85), "plug": "DISCONNECTED@2 07:30", "reason": f"{GOAL}@2 02:00"}
+    assert bmw.at("2 09:00", **away) == "full, 85% unplugged"
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        {"reason": f"{GOAL}@18:00"},
+        {"reason": f"{GOAL}@18:00", "header": "60@18:00"},
+        {"status": "CHARGINGENDED@18:00", "header": "60@18:00"},
+    ],
+)
+def test_old_end_that_is_said_anew_with_the_plug_is_no_charge(again: Words) -> None:
+    old = {"status": "CHARGINGENDED@02:00", "reason": f"{GOAL}@02:00"}
+    bmw = seen("17:10", plug="DISCONNECTED@07:00", header="60@17:00", **old)
+    assert bmw.polled("18:05", plug="CONNECTED@18:00", **again) + bmw.polled("19:45") == []
+    assert bmw.line == "60% plugged in"
+
+
+def test_old_goal_that_is_said_anew_as_the_charge_begins_does_not_fill_the_car() -> None:
+    bmw = parked(reason=f"{GOAL}@00:00")
+    again = {**begin("18:00"), "header": "60@18:00", "reason": f"{GOAL}@18:00"}
+    assert bmw.at("18:05", **again) == "started, 60% charging"
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        {"status": "CHARGINGENDED@08:00", "header": "100@08:00"},
+        {"status": "CHARGINGENDED@08:00"},
+        {"reason": f"{GOAL}@08:00"},
+        {"minutes": "0@08:00"},
+    ],
+)
+def test_full_car_that_says_everything_anew_with_the_plug_is_told_once(
+    full: Bmw, again: Words
+) -> None:
+    assert kinds(full.polled("03:10")) == ["still"]
+    assert full.polled("08:05", plug="CONNECTED@08:00", **again) + full.polled("09:45") == []
+    assert full.line == "100% full"
+
+
 def test_full_is_told_after_a_gap_of_two_days() -> None:
     bmw = charging(minutes="300@10:00")
     assert kinds(bmw.polled("2 23:00", **end("15:00", 100))) == ["full"]
@@ -238,6 +299,13 @@ def test_top_up_of_a_full_car_tells_nothing(full: Bmw) -> None:
     assert full.polled("06:30", **end("06:28", 100)) == []
     assert full.polled("06:40", header="99@06:35", status="CHARGINGACTIVE@06:35") == []
     assert full.polled("07:10", plug="DISCONNECTED@07:00", status="NOCHARGING@07:00") == []
+
+
+def test_top_up_whose_end_no_status_tells_hides_nothing(full: Bmw) -> None:
+    full.polled("02:55", status="CHARGINGACTIVE@02:40", header="98@02:40")
+    full.polled("03:05", header="100@03:00")
+    assert full.at("03:45") == "still, 100% full"
+    assert full.at("20:00") == "100% full"
 
 
 def test_percentage_of_a_full_car_may_flicker(full: Bmw) -> None:
@@ -400,6 +468,24 @@ def test_stop_is_told_with_the_cars_reason_or_by_the_plug_or_the_status(
     assert stopped == f"stopped: Charging stopped at 62% ({why}), 41 → 62% in 2 h"
 
 
+def test_stop_that_is_said_anew_with_the_plug_is_told_once() -> None:
+    bmw = parked()
+    bmw.polled("08:05", **begin("08:00"), header="60@08:00")
+    by_hand = "END_REQUESTED_BY_DRIVER"
+    assert kinds(bmw.polled("09:05", **end("09:00", 70), reason=f"{by_hand}@09:00")) == ["stopped"]
+    again = {"plug": "CONNECTED@12:00", "reason": f"{by_hand}@12:00"}
+    assert bmw.polled("12:05", **again, status="CHARGINGENDED@12:00") + bmw.polled("13:45") == []
+
+
+def test_stop_is_told_without_the_percentage_of_the_next_charge_and_before_it() -> None:
+    bmw = charging()
+    bmw.polled("12:05", status="CHARGINGENDED@12:00")
+    told = bmw.polled("12:45", status="CHARGINGACTIVE@12:30")
+    assert told[0] == "stopped: Charging stopped (plugged in)"
+    assert kinds(told) == ["stopped", "started"]
+    assert kinds(bmw.polled("13:35", **end("13:30", 75))) == ["stopped"]
+
+
 def test_each_stop_of_a_stay_is_told() -> None:
     bmw = charging()
     assert kinds(bmw.polled("12:05", **end("12:00", 62))) == ["stopped"]
@@ -491,6 +577,14 @@ def test_goal_is_not_told_by_a_percentage_from_before_a_drive() -> None:
     assert bmw.at("11:10", header="40@10:00") == "reached, ~82% charging"
 
 
+def test_goal_is_told_if_the_charge_was_seen_below_it() -> None:
+    bmw = seen("00:10", 80, **rest("00:00", 78))
+    bmw.polled("08:10", plug="DISCONNECTED@08:00")
+    bmw.polled("10:10", **begin("10:00"))
+    assert bmw.at("11:10", header="60@11:00") == "60% charging"
+    assert bmw.at("12:10", header="84@12:00") == "reached, 84% charging"
+
+
 def test_goal_is_told_after_a_drive_that_the_computer_slept_through() -> None:
     bmw = parked(90, 80)
     news = bmw.polled("14:00", **begin("10:00"), header="40@10:00", predicted="85")
@@ -568,6 +662,15 @@ def test_even_rise_stands_still_in_a_pause_and_goes_on_from_there() -> None:
         bmw.at("15:10", status="CHARGINGACTIVE@15:00", minutes="100@15:00") == "step, ~55% charging"
     )
     assert bmw.at("15:50") == "step, ~75% charging"
+
+
+def test_nothing_is_interpolated_from_a_percentage_before_a_drive() -> None:
+    bmw = seen("00:10", **rest("00:00", 78))
+    bmw.polled("08:10", plug="DISCONNECTED@08:00")
+    bmw.polled("10:10", **begin("10:00"), minutes="300@10:00")
+    assert bmw.at("10:35", status="CHARGINGPAUSED@10:30") == "paused, 78% waiting"
+    bmw.polled("11:05", status="CHARGINGACTIVE@11:00", minutes="280@11:00")
+    assert bmw.at("13:00") == "78% charging"
 
 
 def test_nothing_is_interpolated_for_more_than_a_day() -> None:
