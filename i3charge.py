@@ -2352,18 +2352,9 @@ Beginning = Literal[
 def beginning_in(new: Observation, stay: Stay) -> Beginning | None:
     """Return how an observation begins a new stay, or None if the stay goes on."""
     if new.topic in SENT_PERCENTAGES:
-        highest = max(stay.values_of(new.topic), default=0.0)
-        if stay.is_full_unseen(new.at_s):
-            highest = NEARLY_FULL
-        return "driven" if new.value <= highest - FLICKER_PERCENT else None
-    if new.topic == "plug":
-        # During a charge, CONNECTED is an old value or a late one.
-        if new.value != CONNECTED or stay.is_charging(new.at_s):
-            return None
-        if not stay.plugged:
-            return "plugged in"
-        is_late = new.at_s > stay.plug_seen_s + RESENT_PLUG_S
-        return "plugged in again" if is_late else None
+        return "driven" if is_driven(new, stay) else None
+    if new.topic == "plug" and new.value == CONNECTED:
+        return beginning_at_plug(new, stay)
     if new.topic == "status" and stay.plugged is False:
         # The car must be back at a plug.
         is_later = new.at_s > stay.status_since_s
@@ -2373,6 +2364,24 @@ def beginning_in(new: Observation, stay: Stay) -> Beginning | None:
     is_long = new.topic == "full_at" and new.value - new.at_s > MAX_TOP_UP_S
     was_full = stay.open_charge and stay.became_full_s(new.at_s)
     return "away unnoticed" if is_long and was_full else None
+
+
+def is_driven(new: Observation, stay: Stay) -> bool:
+    """Return whether a percentage is so low that the car must have been driven."""
+    highest = max(stay.values_of(new.topic), default=0.0)
+    if stay.is_full_unseen(new.at_s):
+        highest = NEARLY_FULL
+    return bool(new.value <= highest - FLICKER_PERCENT)
+
+
+def beginning_at_plug(new: Observation, stay: Stay) -> Beginning | None:
+    # During a charge, CONNECTED is an old value or a late one.
+    if stay.is_charging(new.at_s):
+        return None
+    if not stay.plugged:
+        return "plugged in"
+    is_late = new.at_s > stay.plug_seen_s + RESENT_PLUG_S
+    return "plugged in again" if is_late else None
 
 
 def begin_stay(beginning: Beginning, new: Observation, stay: Stay) -> Stay:
