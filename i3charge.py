@@ -536,7 +536,7 @@ class Reading:
 
     @property
     def minutes_to_full(self) -> float | None:
-        """Minutes until full; None if unknown or past, because BMW repeats old ones."""
+        """Minutes until full; None if unknown or past: BMW keeps sending old ones."""
         left_s = self.full_at_s - self.taken_s
         if not self.full_at_s or left_s < -MINUTE_S:
             return None
@@ -1916,7 +1916,7 @@ def merged(journal: list[Observation], report: Report) -> list[Observation]:
     """Return the journal with a report's observations, sorted by time."""
     found = list(journal)
     for each in report.observations:
-        # BMW sends the latest observation, so a later one came from a wrong clock.
+        # BMW sends the latest observation. Drop later ones: a wrong clock made them.
         latest_s = max(each.at_s, report.taken_s) if each.at_s else report.as_of_s
         found = [
             one for one in found if one.topic != each.topic or one.at_s <= latest_s
@@ -1933,7 +1933,8 @@ def dated(new: Observation, earlier: list[Any], as_of_s: float) -> Observation |
     """Return an observation with its report's time; None if its value is not new."""
     if earlier and earlier[-1] == new.value:
         return None
-    # A car that is plugged in at its first report may have been plugged in for hours.
+    # A car that is plugged in at its first report has been so for longer: its other
+    # values are not old ones, sent again with the plug.
     is_old = not earlier and new.value == CONNECTED
     return new._replace(at_s=as_of_s - TOGETHER_S if is_old else as_of_s)
 
@@ -2225,7 +2226,7 @@ class Stay:
         return min(self._full_times_s(now_s), default=0.0)
 
     def _full_times_s(self, now_s: float) -> list[float]:
-        """Return each time when the car was full, in no order."""
+        """Return each time when the car was full: the first one, and after top-ups."""
         full_times_s = [
             each.at_s
             for each in self.percents
@@ -2316,6 +2317,7 @@ def stays_in(journal: list[Observation]) -> list[Stay]:
     stays = [Stay()]
     # If the car sends CONNECTED twice, it may have been away in between. This is the
     # stay that began if so. A charge or an estimate confirms it; 100 % alone does not.
+    # Until then, both stays see every observation.
     possible: Stay | None = None
     for each in journal:
         if possible:
@@ -2417,7 +2419,10 @@ def begin_stay(beginning: Beginning, new: Observation, stay: Stay) -> Stay:
 def continuing_charge(
     beginning: Beginning, new: Observation, stay: Stay
 ) -> Charge | None:
-    """Return the charge that continues in the stay that an observation begins."""
+    """Return the charge with which a stay begins, if there is one.
+
+    It is the charge of the stay before, or one whose beginning was not seen.
+    """
     was_away = beginning == "away unnoticed"
     if not stay.is_charging(new.at_s):
         # The status may have been "charging" since before the car was full.
@@ -2503,13 +2508,15 @@ MAX_NEWS_AGE_S = 36 * HOUR_S
 
 
 def events_in(stays: list[Stay], reading: Reading, notify_at: float) -> Iterator[News]:
-    """Yield all events in the stays, even those already told, in order of delivery."""
+    """Yield all events in the stays, even those already told, in order of delivery.
+
+    A stop is no event if the car has become full in its stay or a later one.
+    """
     now_s = reading.taken_s
     present = stays[-1]
     for index, stay in enumerate(stays):
         if stay.became_full_s(now_s):
             yield full_news(stay, now_s, is_present=stay is present)
-        # A stop is no news if the car has become full in a later stay.
         elif not any(later.became_full_s(now_s) for later in stays[index + 1 :]):
             yield from stopped_events(stay, now_s)
 
@@ -2806,8 +2813,8 @@ class ChargeWatch:
     def _has_requests_to_spare(self, now_s: float) -> bool:
         """Return whether one more leaves enough for regular polls, and two around full.
 
-        Usage peaks just before a request of the last 24 hours expires: that request,
-        those after it, and the regular polls until then all count.
+        Check the moment before each request of the last 24 hours expires: that request,
+        those after it, and the regular polls until then must fit the quota.
         """
         most = daily_quota(self._interval_s) - 2
         sent_s = requests_of_24_hours(self._memory.requests_s, now_s)
@@ -3422,7 +3429,9 @@ def no_readings_news(last: Reading | None, trouble: Trouble, now_s: float) -> Ne
 
 # --- Main loop ------------------------------------------------------------------------
 MAX_NAP_S = MINUTE_S
-NO_READINGS_S = 6 * HOUR_S  # of at least three failed polls, before telling the owner
+NO_READINGS_S = (
+    6 * HOUR_S
+)  # without a reading (in the loop: and three failures) until it is told
 
 
 @dataclass
@@ -3453,7 +3462,7 @@ class Loop:
                 self.wait()
         return self.exit_status
 
-    def guarded(self, step: Callable[[], None]) -> None:
+    def guarded(self, step: Callable[[], object]) -> None:
         """Run a step. If it fails, tell the owner once a day, and carry on."""
         try:
             step()
@@ -3511,8 +3520,9 @@ class Loop:
         self.next_s = time.time() + wait_s
 
         self.guarded(lambda: self.log_trouble(trouble, wait_s))
-        if trouble.news:
-            self.notifier.tell_trouble(trouble.news)
+        news = trouble.news
+        if news:
+            self.guarded(lambda: self.notifier.tell_trouble(news))
         # The first failure may only mean that the computer has just woken up.
         if self.once or self.failures > 1:
             self.tell_silence()
