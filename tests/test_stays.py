@@ -685,6 +685,12 @@ def test_car_that_sends_no_percentage_is_shown_by_bmws() -> None:
     assert line == "~60% not charging"
 
 
+def test_header_and_displayed_percentage_that_are_sent_again_end_no_prediction() -> None:
+    bmw = charging(41, displayed="40@10:00")
+    assert bmw.at("11:00", predicted="55") == "step, ~55% charging"
+    assert bmw.at("11:10", header="41@11:05", displayed="40@11:05") == "~55% charging"
+
+
 def test_header_and_displayed_percentage_may_differ() -> None:
     bmw = seen("10:10", **rest("10:00", 62))
     for hour in range(11, 17, 2):
