@@ -155,6 +155,16 @@ def growing_pause_s(failures: int, longest_s: float) -> float:
     return min(MINUTE_S * 2.0 ** min(failures - 1, 20), longest_s)
 
 
+def seconds_until(planned_s: float, longest_s: float) -> float:
+    """Return the seconds until a planned time; 0 if it has passed.
+
+    Also return 0 if the wait exceeds `longest_s`: the clock must have been wrong when
+    it was planned.
+    """
+    wait_s = planned_s - time.time()
+    return wait_s if 0 < wait_s <= longest_s else 0.0
+
+
 # --- Settings -------------------------------------------------------------------------
 # A door is a source of observations: one of BMW's APIs, or the demo's simulated car.
 DoorName = Literal["CarData", "portal", "demo"]
@@ -373,10 +383,10 @@ def variables_in(text: str, path: Path) -> dict[str, str]:
     broken = []
     for binding in parse_stream(io.StringIO(text)):
         # Do not show any other key: it may be an address that contains "=".
-        is_name = re.fullmatch(r"[\w.-]+", binding.key or "")
-        if binding.key and is_name and binding.value is not None:
-            variables[binding.key] = binding.value
-        elif binding.key or binding.error:
+        name = binding.key or ""
+        if re.fullmatch(r"[\w.-]+", name) and binding.value is not None:
+            variables[name] = binding.value
+        elif name or binding.error:
             # dotenv reports the line of the first blank line before a binding.
             original = binding.original.string
             blank_lines = original[: len(original) - len(original.lstrip())].count("\n")
@@ -683,9 +693,8 @@ class Container:
     id: str = ""
     purpose: str = ""  # its key in DESCRIPTORS
     next_search_s: float = 0.0  # earliest time to search for another container
-    lost_s: dict[str, float] = field(
-        default_factory=dict
-    )  # when BMW lost others, by id
+    # When BMW lost other containers, by their ids
+    lost_s: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -913,16 +922,6 @@ class Store:
 
     memory: Memory
     save: Callable[[], bool]
-
-
-def seconds_until(planned_s: float, longest_s: float) -> float:
-    """Return the seconds until a planned time; 0 if it has passed.
-
-    Also return 0 if the wait exceeds `longest_s`: the clock must have been wrong when
-    it was planned.
-    """
-    wait_s = planned_s - time.time()
-    return wait_s if 0 < wait_s <= longest_s else 0.0
 
 
 # --- HTTP requests --------------------------------------------------------------------
@@ -1317,7 +1316,7 @@ class CarDataSignIn:
         error = oauth_error(answer)
         if error == SLOW_DOWN:
             code.interval_s += 5  # RFC 8628, 3.5
-        state = code_state_in(answer)
+        state = code_state_in(answer, error)
         if state == "pending" and is_valid:
             raise Trouble("", wait_s=code.interval_s, needs_sign_in=True)
         if state in ("pending", "expired"):
@@ -1370,9 +1369,10 @@ def device_code_in(said: Mapping[str, Any], verifier: str) -> DeviceCode | None:
     )
 
 
-def code_state_in(answer: HttpAnswer) -> Literal["pending", "expired", "refused", ""]:
+def code_state_in(
+    answer: HttpAnswer, error: str
+) -> Literal["pending", "expired", "refused", ""]:
     """Return what BMW says about a device code; "" if the answer is useless."""
-    error = oauth_error(answer)
     # BMW has also sent a 403 without an error code while a code was not confirmed.
     if error in (PENDING, SLOW_DOWN) or (answer.status == 403 and not error):
         return "pending"
@@ -1651,7 +1651,7 @@ class CarData:
             wait_s = min(sent_s[-self._quota] + DAY_S - now_s, HOUR_S)
             why = "i3charge has used up its CarData requests for 24 hours"
             raise Trouble(why, wait_s=wait_s, may_have_arrived=False)
-        self._memory.requests_s = [*sent_s, now_s]
+        self._memory.requests_s.append(now_s)
         self._save()
         try:
             return send(what, method, f"{self._url}/{path}", headers=headers, **parts)
@@ -1902,6 +1902,7 @@ JOURNAL_S = 3 * DAY_S  # longer than any charge
 
 # Tolerances for observations that are late, repeated or inexact
 TOGETHER_S = 10 * MINUTE_S  # closer observations are about the same event
+SAME_MESSAGE_S = MINUTE_S  # closer observations may come from one message of the car
 RESENT_S = 5 * MINUTE_S  # after plugging in, the car may send old values again
 RESENT_PLUG_S = 30 * MINUTE_S  # a second CONNECTED by then is no new connection
 FLICKER_PERCENT = 3  # a resting car's percentage changes by less
@@ -2065,16 +2066,15 @@ class Stay:
 
     def _estimate_s(self, at_s: float) -> float:
         """Return the car's estimate, or 0 if it is outdated (over a minute old)."""
-        if self.estimate and self.estimate.at_s >= at_s - MINUTE_S:
+        if self.estimate and self.estimate.at_s >= at_s - SAME_MESSAGE_S:
             return float(self.estimate.value)
         return 0.0
 
     def _resume_charge(self, charge: Charge, at_s: float) -> None:
         """End a pause, in which the percentage has not risen."""
         charge.full_at_s = self._estimate_s(at_s)
-        own = self.percents[-1] if self.percents else self.parked_percent
-        if own:
-            percent = max(charge.computed, own.value)
+        if self.valid_percent:
+            percent = max(charge.computed, self.valid_percent.value)
             charge.resumed = Observation(at_s, "predicted", percent)
 
     def _stop_charge(self, charge: Charge, status: Status, at_s: float) -> None:
@@ -2092,7 +2092,7 @@ class Stay:
 
     def _may_be_resent(self, at_s: float) -> bool:
         """Return whether a value may be an old one, sent again with the plug."""
-        return at_s <= self.since_s + MINUTE_S
+        return at_s <= self.since_s + SAME_MESSAGE_S
 
     def _has_risen(self) -> bool:
         """Return whether the last percentage is well above the one before it."""
@@ -2164,6 +2164,11 @@ class Stay:
     def parked_percent(self) -> Observation | None:
         """The last percentage before the stay, unless the car was driven after it."""
         return None if self.is_driven_since else self.percent_before
+
+    @property
+    def valid_percent(self) -> Observation | None:
+        """The last percentage, unless the car was driven after it."""
+        return self.percents[-1] if self.percents else self.parked_percent
 
     def values_of(self, topic: Topic) -> list[float]:
         """Return the percentages on one topic; the two topics can differ slightly."""
@@ -2254,9 +2259,10 @@ class Stay:
     def _is_full_at_goal(self, reached_s: float) -> bool:
         """Return whether the percentages are consistent with a goal of 100 %."""
         charge = self.charge_begun_by(reached_s) or Charge()
-        began_s = max(self.since_s, charge.began_s)
-        is_resent = reached_s <= began_s + MINUTE_S
-        return not is_resent and self._may_be_full_at_end(charge, reached_s)
+        is_of_beginning = reached_s <= charge.began_s + SAME_MESSAGE_S
+        if is_of_beginning or self._may_be_resent(reached_s):
+            return False
+        return self._may_be_full_at_end(charge, reached_s)
 
     def is_settled(self, charge: Charge, now_s: float) -> bool:
         """Return whether the outcome of a stopped charge is known, or overdue.
@@ -2280,8 +2286,7 @@ class Stay:
         stopped, return its final percentage.
         """
         charge = self.charges[-1]
-        own = self.percents[-1] if self.percents else self.parked_percent
-        last = charge.resumed or own
+        last = charge.resumed or self.valid_percent
         if not last or charge.is_computed_by_bmw or not self.open_charge:
             return charge.computed
         since_s = max(last.at_s, charge.began_s)
@@ -2514,15 +2519,17 @@ def events_in(stays: list[Stay], reading: Reading, notify_at: float) -> Iterator
     """
     now_s = reading.taken_s
     present = stays[-1]
-    for index, stay in enumerate(stays):
-        if stay.became_full_s(now_s):
-            yield full_news(stay, now_s, is_present=stay is present)
-        elif not any(later.became_full_s(now_s) for later in stays[index + 1 :]):
+    full_times_s = [stay.became_full_s(now_s) for stay in stays]
+    for index, (stay, full_s) in enumerate(zip(stays, full_times_s)):
+        if full_s:
+            yield full_news(stay, full_s, is_present=stay is present)
+        elif not any(full_times_s[index:]):
             yield from stopped_events(stay, now_s)
 
-    if is_still_there(present, now_s):
-        yield still_news(present, now_s)
-    if present.open_charge and not present.became_full_s(now_s):
+    full_s = full_times_s[-1]
+    if full_s and is_still_there(present, full_s, now_s):
+        yield still_news(present, full_s, now_s)
+    if present.open_charge and not full_s:
         yield from news_of_charge(present.open_charge, present, reading, notify_at)
 
 
@@ -2536,7 +2543,6 @@ def news_of_charge(
     charge: Charge, stay: Stay, reading: Reading, notify_at: float
 ) -> Iterator[News]:
     """Yield the events of the charge in progress."""
-
     # The car's clock can be ahead.
     at_s = max(reading.taken_s, charge.began_s)
 
@@ -2603,8 +2609,7 @@ def overdue_message(charge: Charge, since_s: float, reading: Reading) -> str:
     return ""
 
 
-def full_news(stay: Stay, now_s: float, *, is_present: bool) -> News:
-    full_s = stay.became_full_s(now_s)
+def full_news(stay: Stay, full_s: float, *, is_present: bool) -> News:
     charge = stay.charge_begun_by(full_s) or Charge()
     last = stay.percent_at_end(charge, full_s)
     percent_text = f"{int(last.value) if last else 100}%"
@@ -2619,16 +2624,14 @@ def full_news(stay: Stay, now_s: float, *, is_present: bool) -> News:
     )
 
 
-def is_still_there(stay: Stay, now_s: float) -> bool:
+def is_still_there(stay: Stay, full_s: float, now_s: float) -> bool:
     """Return whether the car has been full and plugged in for an hour."""
-    full_s = stay.became_full_s(now_s)
-    is_long = full_s > 0 and now_s >= full_s + STILL_THERE_S
+    is_long = now_s >= full_s + STILL_THERE_S
     return is_long and stay.plugged is True and not stay.is_charging(now_s)
 
 
-def still_news(stay: Stay, now_s: float) -> News:
-    full_clock = clock_at(stay.became_full_s(now_s), now_s)
-    message = f"Full since {full_clock}, and still plugged in"
+def still_news(stay: Stay, full_s: float, now_s: float) -> News:
+    message = f"Full since {clock_at(full_s, now_s)}, and still plugged in"
     return News("still", message, at_s=now_s, since_s=stay.since_s)
 
 
@@ -3098,7 +3101,8 @@ def start_quietly(command: list[str]) -> subprocess.Popen[bytes]:
 # --- Delivery to the owner's addresses ------------------------------------------------
 LATE_S = 10 * MINUTE_S  # a later message begins with the time of the event
 MAX_RETRY_PAUSE_S = HOUR_S
-# Pauses between attempts that may have been delivered, one fewer than the attempts
+# Pauses between attempts that may have been delivered. After the last pause, there is
+# one last attempt; meanwhile, the message does not delay others.
 UNANSWERED_PAUSES_S = (5 * MINUTE_S, 55 * MINUTE_S)
 
 # What became of a message; "unclear": it may have been accepted
@@ -3198,7 +3202,7 @@ class Outbox:
         logger.info("sent to %s: %s", self._host(message.address), shown)
 
     def _post(self, message: Message) -> tuple[Outcome, str]:
-        """Send a message. Return the outcome, and why it is not "accepted"."""
+        """Send a message. Return the outcome, and why it was not accepted."""
         url = self._urls[message.address]
         address, credentials = split_credentials(url)
         is_ntfy = message.address == "NTFY_URL"
@@ -3217,7 +3221,7 @@ class Outbox:
         except Trouble as trouble:
             return "unclear" if trouble.may_have_arrived else "later", str(trouble)
         outcome = outcome_at_ntfy(answer) if is_ntfy else outcome_at_webhook(answer)
-        return outcome, refusal_in(answer, url)
+        return outcome, "" if outcome == "accepted" else refusal_in(answer, url)
 
     def _retry_later(self, message: Message, outcome: Outcome, why: str) -> None:
         """Schedule the next attempt, or give up on the message.
@@ -3228,7 +3232,7 @@ class Outbox:
         is_first_try = message.next_try_s == 0
         pause_s = min(max(now_s - message.made_s, MINUTE_S), MAX_RETRY_PAUSE_S)
         if outcome == "unclear":
-            if message.unanswered == len(UNANSWERED_PAUSES_S):
+            if message.unanswered >= len(UNANSWERED_PAUSES_S):
                 self._memory.outbox.remove(message)
                 host = self._host(message.address)
                 logger.error(
@@ -3244,7 +3248,8 @@ class Outbox:
 
 
 def holds_up_others(message: Message) -> bool:
-    return not message.is_refused and message.unanswered < 2
+    is_last_try = message.unanswered >= len(UNANSWERED_PAUSES_S)
+    return not message.is_refused and not is_last_try
 
 
 def text_to_send(message: Message, now_s: float) -> str:
@@ -3429,9 +3434,8 @@ def no_readings_news(last: Reading | None, trouble: Trouble, now_s: float) -> Ne
 
 # --- Main loop ------------------------------------------------------------------------
 MAX_NAP_S = MINUTE_S
-NO_READINGS_S = (
-    6 * HOUR_S
-)  # without a reading (in the loop: and three failures) until it is told
+# Without a reading (in the loop, also three failures) until the owner is told
+NO_READINGS_S = 6 * HOUR_S
 
 
 @dataclass
@@ -3544,15 +3548,15 @@ class Loop:
         now_s = time.time()
         news = silence_news(self.store.memory.last, self.interval_s, now_s)
         told_as = "no word in a charge"
-        if not news and self.trouble and self.is_failing_for_long(now_s):
+        if not news and self.trouble and self.is_failing_for_long(self.trouble, now_s):
             news = no_readings_news(self.store.memory.last, self.trouble, now_s)
             told_as = "no readings"
         if news and self.notifier.tell_trouble(news, told_as):
             logger.error("%s", news.message)
 
-    def is_failing_for_long(self, now_s: float) -> bool:
+    def is_failing_for_long(self, trouble: Trouble, now_s: float) -> bool:
         """Return whether polls have failed for hours while the computer was awake."""
-        if not self.trouble or self.trouble.needs_sign_in:
+        if trouble.needs_sign_in:
             return False
         if self.once:
             last = self.store.memory.last

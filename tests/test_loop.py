@@ -40,15 +40,14 @@ class Car:
     ahead_s: float = 0.0  # the car's clock
 
     def report(self, now_s: float) -> Report:
-        now_s += self.ahead_s
+        said_s = now_s + self.ahead_s
         said = [
-            Observation(now_s, "status", self.status),
-            Observation(now_s, "percent", self.percent),
+            Observation(said_s, "status", self.status),
+            Observation(said_s, "percent", self.percent),
             Observation(0.0, "predicted", self.predicted),
-            Observation(now_s, "full_at", self.full_at_s),
+            Observation(said_s, "full_at", self.full_at_s),
         ]
-        taken_s = now_s - self.ahead_s
-        return Report(taken_s, taken_s, [each for each in said if each.value is not None])
+        return Report(now_s, now_s, [each for each in said if each.value is not None])
 
 
 IDLE = Car("NOCHARGING")
